@@ -1,0 +1,1 @@
+"""What was declared and what was run: study, cell, record, ledger. Imports neither torch nor mlflow."""
