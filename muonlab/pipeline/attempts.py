@@ -1,0 +1,394 @@
+"""One attempt at one cell: locked, recorded however it ends, and finished as a bundle that can be adopted.
+
+    scratch/<digest>/lock                     held while an attempt runs; the system frees it when the holder dies
+                     work/                    checkpoints, from which the next attempt goes on
+                     attempts/<n>/start.json  who runs what, since when
+                                  progress.json, curve.jsonl   rewritten / appended while it runs
+                                  record.json  how it ended: the ledger's row
+                     bundle/                  train.json, curve.csv, model.safetensors, .done and manifest.json
+
+An attempt without record.json whose lock is free was killed: the next start writes its record, `abandoned`.
+Only a renamed, hashed bundle is ever read as a result. Adopting one imports no torch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import secrets
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from filelock import FileLock, Timeout
+
+from muonlab.pipeline.layout import Layout
+from muonlab.pipeline.processes import provenance
+from muonlab.registry.canonical import canonical_json
+from muonlab.registry.cell import Cell
+from muonlab.registry.errors import CellsFailedError, IntegrityError, UsageError
+from muonlab.registry.record import CurvePoint, Hashes, RunRecord
+
+BUNDLE_FILES = ("train.json", "curve.csv", "model.safetensors", ".done")
+"""What a cell leaves: its record, its curve, its final weights, and a constant file that orders DVC's stages."""
+
+
+@dataclass(frozen=True)
+class Purpose:
+    """On whose behalf an attempt runs: what its record says beside the result."""
+
+    study: str | None
+    registration: str | None
+    price_usd_per_gpu_hour: float
+    device_count: int = 1
+
+    def cost_usd(self, wall_seconds: float) -> float:
+        """Dollars for `wall_seconds` on the devices of one attempt."""
+        return wall_seconds / 3600 * self.device_count * self.price_usd_per_gpu_hour
+
+
+class CellScratch:
+    """The scratch folder of one cell."""
+
+    def __init__(self, layout: Layout, digest: str) -> None:
+        self.layout = layout
+        self.digest = digest
+        self.folder = layout.scratch / digest
+        self.work = self.folder / "work"
+        self.bundle = self.folder / "bundle"
+
+    @contextmanager
+    def locked(self, name: str) -> Iterator[None]:
+        """Hold the cell; raises UsageError when another process trains it."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(self.folder / "lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            raise UsageError(
+                f"cell {name} ({self.digest[:12]}): another process is training it; wait for it, or stop that process."
+            ) from None
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def is_held(self) -> bool:
+        """Whether some process is training the cell right now."""
+        if not (self.folder / "lock").exists():
+            return False
+        lock = FileLock(self.folder / "lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            return True
+        lock.release()
+        return False
+
+    def attempt_folders(self) -> list[Path]:
+        """Folders of all attempts made on this machine, first to last."""
+        return sorted((self.folder / "attempts").glob("*/"), key=lambda path: int(path.name))
+
+    def records(self) -> list[RunRecord]:
+        """Records of the attempts that have ended."""
+        return [
+            RunRecord.model_validate_json(path.read_text(encoding="utf-8"))
+            for folder in self.attempt_folders()
+            if (path := folder / "record.json").exists()
+        ]
+
+    def sweep(self) -> None:
+        """Write the record of every attempt that was killed; the caller holds the lock, or knows it to be free."""
+        for folder in self.attempt_folders():
+            if not (folder / "record.json").exists() and (folder / "start.json").exists():
+                start = _read(folder / "start.json")
+                progress = read_progress(folder) or AttemptProgress(0, 0, None, 0.0, 0, 0)
+                purpose = Purpose(**start["purpose"])
+                record = RunRecord.model_validate(
+                    {
+                        **start["record"],
+                        "status": "abandoned",
+                        "val_loss": None,
+                        "perplexity": None,
+                        "resumed_from_step": progress.resumed_from_step,
+                        "final_step": progress.step,
+                        "tokens": progress.tokens,
+                        "wall_seconds": progress.seconds,
+                        "cost_usd": purpose.cost_usd(progress.seconds),
+                        "curve": read_curve(folder),
+                        "error": "the process ended without a word (killed, or the machine stopped)",
+                    }
+                )
+                write_atomically(folder / "record.json", record.model_dump_json(indent=2))
+
+    def finished(self) -> RunRecord | None:
+        """The record of a whole, verified bundle, or None where there is none.
+
+        Raises IntegrityError when a bundle's files are not those that its attempt wrote.
+        """
+        if not (self.bundle / "manifest.json").exists():
+            return None
+        for name, stated in _read(self.bundle / "manifest.json").items():
+            path = self.bundle / name
+            if not path.exists() or file_sha256(path) != stated:
+                raise IntegrityError(
+                    f"scratch/{self.digest[:12]}/bundle: {name} is not the file that training wrote; "
+                    "remove the folder `bundle` to train the cell again."
+                )
+        return RunRecord.model_validate_json((self.bundle / "train.json").read_text(encoding="utf-8"))
+
+    def adopt(self, into: Path) -> None:
+        """Copy the finished bundle's files into a cell's output folder."""
+        into.mkdir(parents=True, exist_ok=True)
+        for name in BUNDLE_FILES:
+            shutil.copyfile(self.bundle / name, into / name)
+
+    def discard(self) -> None:
+        """Remove bundle and checkpoints once the outputs are safe elsewhere; the attempts' records stay."""
+        shutil.rmtree(self.bundle, ignore_errors=True)
+        shutil.rmtree(self.work, ignore_errors=True)
+
+
+def read_curve(folder: Path) -> list[dict[str, Any]]:
+    """Step and validation loss of every point that an attempt has logged so far."""
+    path = folder / "curve.jsonl"
+    if not path.exists():
+        return []
+    points = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError:
+            break  # the line that a kill cut short
+        points.append({"step": row["step"], "val_loss": row["val_loss"]})
+    return points
+
+
+def train_cell(
+    layout: Layout,
+    cell: Cell,
+    purpose: Purpose,
+    *,
+    data_dir: Path,
+    on_progress: Callable[[Path], None] = lambda folder: None,
+    warn: Callable[[str], None] = print,
+) -> RunRecord:
+    """Make one attempt at a cell, in this process, going on from its newest checkpoint; return its record.
+
+    On success the cell's bundle is complete. `on_progress` is told the attempt's folder about once a second.
+    Raises CellsFailedError, after the record is written, when the attempt fails; a divergence is a result, not
+    a failure. Raises UsageError when another process holds the cell.
+    """
+    from muonlab.training.loop import train, write_curve_csv
+
+    scratch = CellScratch(layout, cell.digest)
+    with scratch.locked(cell.key):
+        scratch.sweep()
+        earlier = scratch.attempt_folders()
+        number = int(earlier[-1].name) + 1 if earlier else 1
+        folder = scratch.folder / "attempts" / str(number)
+        folder.mkdir(parents=True)
+        base = {
+            "study": purpose.study,
+            "workload": cell.workload,
+            "arm": cell.arm,
+            "seed": cell.seed,
+            "cell_digest": cell.digest,
+            "registration": purpose.registration,
+            "attempt": number,
+            "attempt_id": secrets.token_hex(8),
+            "started_at": datetime.now(UTC).isoformat(timespec="seconds"),
+            "device_count": purpose.device_count,
+            "hashes": Hashes(
+                data=cell.inputs.data,
+                tokenizer=cell.inputs.tokenizer,
+                init=None,
+                order=None,
+                weights=None,
+                code=cell.inputs.code,
+                environment=cell.inputs.environment,
+            ).model_dump(),
+            "provenance": provenance(layout.root).model_dump(),
+        }
+        write_atomically(
+            folder / "start.json",
+            canonical_json(
+                {
+                    "record": base,
+                    "purpose": vars(purpose),
+                    "cell": cell.model_dump(mode="json"),
+                    "pid": os.getpid(),
+                }
+            ),
+        )
+        clock = _Clock(folder, cell, on_progress, warn)
+        try:
+            outcome = train(cell, data_dir, scratch.work, on_point=clock.point, on_progress=clock.progress)
+        except BaseException as error:
+            if isinstance(error, KeyboardInterrupt | SystemExit):
+                status, reason = "abandoned", f"interrupted ({type(error).__name__})"
+            else:
+                status, reason = "failed", f"{type(error).__name__}: {error}"
+            record = RunRecord.model_validate(
+                {
+                    **base,
+                    "status": status,
+                    "val_loss": None,
+                    "perplexity": None,
+                    "resumed_from_step": clock.resumed_from_step,
+                    "final_step": clock.step,
+                    "tokens": clock.tokens,
+                    "wall_seconds": clock.seconds(),
+                    "cost_usd": purpose.cost_usd(clock.seconds()),
+                    "curve": read_curve(folder),
+                    "error": reason[:2000],
+                }
+            )
+            write_atomically(folder / "record.json", record.model_dump_json(indent=2))
+            if status == "failed" and isinstance(error, Exception):
+                raise CellsFailedError(
+                    f"cell {cell.key} ({cell.digest[:12]}): attempt {number} failed at step {clock.step} with "
+                    f"{reason}; it is recorded and counted, mend the cause and run the cell again."
+                ) from error
+            raise
+        record = RunRecord.model_validate(
+            {
+                **base,
+                "status": outcome.status,
+                "val_loss": outcome.val_loss,
+                "perplexity": outcome.perplexity,
+                "resumed_from_step": outcome.resumed_from_step,
+                "final_step": outcome.final_step,
+                "tokens": outcome.tokens,
+                "wall_seconds": clock.seconds(),
+                "cost_usd": purpose.cost_usd(clock.seconds()),
+                "curve": [
+                    CurvePoint(step=int(row["step"] or 0), val_loss=_finite(row["val_loss"]))
+                    for row in outcome.curve
+                ],
+                "hashes": {
+                    **base["hashes"],  # type: ignore[dict-item]
+                    "init": outcome.init_sha256,
+                    "order": outcome.order_sha256,
+                    "weights": outcome.weights_sha256,
+                },
+                "error": outcome.reason,
+            }
+        )
+        making = scratch.folder / "bundle.part"
+        shutil.rmtree(making, ignore_errors=True)
+        making.mkdir()
+        (making / "train.json").write_text(record.model_dump_json(indent=2) + "\n", encoding="utf-8")
+        write_curve_csv(outcome.curve, making / "curve.csv")
+        if outcome.weights is None:  # a diverged run has no weights worth keeping; DVC wants the file
+            (making / "model.safetensors").touch()
+        else:
+            shutil.copyfile(outcome.weights, making / "model.safetensors")
+        (making / ".done").write_text("done\n", encoding="utf-8")
+        manifest = {name: file_sha256(making / name) for name in BUNDLE_FILES}
+        (making / "manifest.json").write_text(canonical_json(manifest), encoding="utf-8")
+        shutil.rmtree(scratch.bundle, ignore_errors=True)
+        os.replace(making, scratch.bundle)
+        write_atomically(folder / "record.json", record.model_dump_json(indent=2))
+        shutil.rmtree(scratch.work, ignore_errors=True)
+        return record
+
+
+class _Clock:
+    """Keeps an attempt's progress and curve on disk while it runs, for watchers and for the record of a killed one."""
+
+    def __init__(
+        self, folder: Path, cell: Cell, on_progress: Callable[[Path], None], warn: Callable[[str], None]
+    ) -> None:
+        self.folder = folder
+        self.on_progress, self.warn = on_progress, warn
+        self.steps = cell.settings.steps
+        self.tokens_a_step = cell.settings.batch_size * cell.settings.data.sequence_length
+        self.started = time.monotonic()
+        self.step = 0
+        self.resumed_from_step = 0
+        self.loss: float | None = None
+
+    def seconds(self) -> float:
+        return time.monotonic() - self.started
+
+    @property
+    def tokens(self) -> int:
+        return self.step * self.tokens_a_step
+
+    def point(self, row: dict[str, Any]) -> None:
+        clean = {key: _finite(value) if isinstance(value, float) else value for key, value in row.items()}
+        with (self.folder / "curve.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(clean) + "\n")
+
+    def progress(self, state: Any) -> None:
+        if state.warning is not None:
+            self.warn(state.warning)
+            return
+        self.step, self.resumed_from_step = state.step, state.resumed_from_step
+        self.loss = _finite(state.loss)
+        write_atomically(
+            self.folder / "progress.json",
+            json.dumps(
+                {
+                    "step": state.step,
+                    "steps": self.steps,
+                    "loss": self.loss,
+                    "seconds": self.seconds(),
+                    "tokens": self.tokens,
+                    "resumed_from_step": state.resumed_from_step,
+                }
+            ),
+            durable=False,
+        )
+        self.on_progress(self.folder)
+
+
+class AttemptProgress(NamedTuple):
+    """Where a running attempt stands. Loss in nats/token; seconds of wall time since the attempt began."""
+
+    step: int
+    steps: int
+    loss: float | None
+    seconds: float
+    tokens: int
+    resumed_from_step: int
+
+
+def read_progress(folder: Path) -> AttemptProgress | None:
+    """The progress that an attempt has last written, or None before its first."""
+    path = folder / "progress.json"
+    return AttemptProgress(**_read(path)) if path.exists() else None
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None
+
+
+def _read(path: Path) -> dict[str, Any]:
+    loaded: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return loaded
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 (hex) of a file's content."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_atomically(path: Path, text: str, *, durable: bool = True) -> None:
+    """Write a file so that a reader sees the old or the new content, never a part; `durable` survives a power cut."""
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    with part.open("w", encoding="utf-8") as file:
+        file.write(text)
+        if durable:
+            file.flush()
+            os.fsync(file.fileno())
+    os.replace(part, path)

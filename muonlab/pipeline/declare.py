@@ -1,0 +1,132 @@
+"""Registration: a study's declaration is hashed into a file that git keeps, before its first result.
+
+What an arm's name stands for is part of the declaration. It is read from the last commit, so that a value tried
+with `dvc exp run -S` (which leaves params.yaml edited) never becomes the declared one unnoticed.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import tempfile
+from datetime import UTC, datetime
+from pathlib import Path
+
+from muonlab.pipeline.attempts import Purpose, write_atomically
+from muonlab.pipeline.layout import Layout
+from muonlab.pipeline.processes import git_state
+from muonlab.pipeline.resolve import (
+    check_study,
+    load_params,
+    load_study,
+    resolve_optimizer,
+    resolved_arms,
+    study_cells,
+)
+from muonlab.registry import ledger
+from muonlab.registry.cell import Cell
+from muonlab.registry.errors import UsageError
+from muonlab.registry.settings import Params
+from muonlab.registry.snapshot import Registration
+from muonlab.registry.study import Study
+
+
+def declared_params(layout: Layout) -> Params:
+    """params.yaml as the last commit has it, or as it lies here where there is no such commit."""
+    shown = subprocess.run(
+        ["git", "show", "HEAD:./params.yaml"], cwd=layout.root, capture_output=True, check=False
+    )
+    if shown.returncode != 0:
+        return load_params(layout.params)
+    with tempfile.TemporaryDirectory() as folder:
+        committed = Path(folder) / "params.yaml"
+        committed.write_bytes(shown.stdout)
+        return load_params(committed)
+
+
+def refuse_uncommitted(params: Params, declared: Params, study: Study) -> None:
+    """Raise UsageError when an arm or the workload of a study reads otherwise here than in the last commit."""
+    ours, theirs = (
+        {"settings": p.workloads[study.workload].settings, **{a: _spec(p, study, a) for a in study.arms}}
+        if study.workload in p.workloads
+        else {}
+        for p in (params, declared)
+    )
+    for name in ours:
+        if ours[name] != theirs.get(name):
+            what = f"workloads.{study.workload}.settings" if name == "settings" else f"the optimizer {name!r}"
+            raise UsageError(
+                f"params.yaml: {what} of {study.slug} reads otherwise here than in the last commit; commit it to "
+                "declare it, or take it back with `git checkout params.yaml` "
+                "(`dvc exp run -S` leaves its values in the file)."
+            )
+
+
+def _spec(params: Params, study: Study, arm: str) -> object:
+    if study.kind == "tuning":
+        return params.optimizers.get(arm)
+    return resolve_optimizer(params, study.workload, arm) if arm in params.optimizers else None
+
+
+def current_registration(params: Params, study: Study) -> str:
+    """Hash of a study's declaration as it reads now."""
+    return study.registration(resolved_arms(params, study))
+
+
+def read_registration(layout: Layout, slug: str) -> Registration | None:
+    """The registration of a study, or None before its first run."""
+    path = layout.main / "experiments" / slug / "registration.json"
+    if not path.exists():
+        return None
+    return Registration.model_validate_json(path.read_text(encoding="utf-8"))
+
+
+def register(layout: Layout, params: Params, study: Study) -> Registration:
+    """Register the declaration unless it is registered; before any result, a changed declaration replaces it.
+
+    Once the ledger holds a result of the study, the first registration stays for good.
+    """
+    held = read_registration(layout, study.slug)
+    now = current_registration(params, study)
+    if held is not None:
+        if held.registration == now:
+            return held
+        if any(r.registration == held.registration and r.is_result for r in ledger.read(layout.ledger).records):
+            return held
+    made = Registration(
+        registration=now,
+        registered_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        commit=git_state(layout.main)[0],
+        declaration={"study": study.declaration(), **resolved_arms(params, study)},
+    )
+    path = layout.main / "experiments" / study.slug / "registration.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, made.model_dump_json(indent=2) + "\n")
+    return made
+
+
+def purpose_of(layout: Layout, cell: Cell, slug: str) -> Purpose:
+    """On whose behalf a cell is trained: the study `slug` when its declared grid holds the cell, else exploration.
+
+    The price is the study's in both cases. Registers the study when its first cell is about to be trained.
+    """
+    study = load_study(layout, slug)
+    declared = declared_params(layout)
+    check_study(declared, study)
+    if study.kind == "comparison":
+        possible = set(study.seeds)
+        if study.decision is not None and study.decision.plan == "sequential":
+            possible |= set(range(study.decision.n_max))
+        belongs = (
+            cell.workload == study.workload
+            and cell.arm in study.arms
+            and cell.seed in possible
+            and cell.optimizer == resolve_optimizer(declared, study.workload, cell.arm)
+            and cell.settings == declared.workloads[study.workload].settings
+        )
+    else:
+        belongs = any(cell.digest == declared_cell.digest for declared_cell in study_cells(layout, declared, study))
+    return Purpose(
+        study=slug if belongs else None,
+        registration=register(layout, declared, study).registration if belongs else None,
+        price_usd_per_gpu_hour=study.price_usd_per_gpu_hour,
+    )

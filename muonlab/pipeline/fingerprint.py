@@ -1,0 +1,74 @@
+"""Fingerprints of the code and the environment that can change a run's result.
+
+    code        = SHA-256 over the syntax trees, without docstrings, of the trainer, the core of `optim/` and the
+                  optimizer's own file: a comment changes nothing, a new optimizer changes no other's
+    environment = SHA-256 over the versions of Python and the numerical libraries, the processor's architecture
+                  and the accelerator
+
+DVC's dependencies and a cell's digest both read the files that this writes, so they are one list.
+Nothing heavy is imported: a fingerprint takes a fraction of a second.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import importlib.metadata
+import platform
+import shutil
+import subprocess
+from pathlib import Path
+
+from muonlab.registry.canonical import sha256_of
+
+LIBRARIES = ("numpy", "safetensors", "scipy", "torch", "transformers")
+
+
+def code_files(root: Path, kind: str) -> list[Path]:
+    """Source files whose code can change a run of the optimizer `kind`, sorted."""
+    shared = [root / "optim" / "__init__.py", root / "optim" / f"{kind}.py"]
+    folders = [root / "optim" / "core", root / "muonlab" / "training"]
+    return sorted([*shared, *(path for folder in folders for path in folder.rglob("*.py"))])
+
+
+def code_fingerprint(root: Path, kind: str) -> str:
+    """SHA-256 (hex) of the program that trains with the optimizer `kind`, without comments and docstrings."""
+    return sha256_of({str(path.relative_to(root)): _syntax_sha256(path) for path in code_files(root, kind)})
+
+
+def _syntax_sha256(path: Path) -> str:
+    tree = ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            # Also the strings under attributes: an expression that is a bare constant computes nothing.
+            node.body = [line for line in node.body if not _is_bare_string(line)] or [ast.Pass()]
+    return hashlib.sha256(ast.dump(tree).encode()).hexdigest()
+
+
+def _is_bare_string(line: ast.stmt) -> bool:
+    return (
+        isinstance(line, ast.Expr) and isinstance(line.value, ast.Constant) and isinstance(line.value.value, str)
+    )
+
+
+def environment() -> dict[str, str]:
+    """Versions and hardware class that can change the numbers of a run: the same everywhere they are equal."""
+    versions = {name: importlib.metadata.version(name) for name in LIBRARIES}
+    return {
+        "python": ".".join(platform.python_version_tuple()[:2]),
+        "machine": platform.machine(),
+        "accelerator": accelerator(),
+        **versions,
+    }
+
+
+def accelerator() -> str:
+    """Name of the first NVIDIA GPU, or `none`; asks the driver, so that torch need not be imported."""
+    tool = shutil.which("nvidia-smi")
+    if tool is None:
+        return "none"
+    asked = subprocess.run(
+        [tool, "--query-gpu=name", "--format=csv,noheader"], capture_output=True, text=True, check=False
+    )
+    names = asked.stdout.strip().splitlines() if asked.returncode == 0 else []
+    return names[0].strip() if names else "none"

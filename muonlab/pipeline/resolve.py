@@ -1,0 +1,216 @@
+"""From names in params.yaml to a cell with every option filled in, or one sentence on what is wrong.
+
+The stages, the study driver and the tests all resolve cells here, so that a name means the same everywhere.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+import optim
+from muonlab.pipeline.layout import Layout
+from muonlab.registry.cell import Cell, Inputs, OptimizerSpec
+from muonlab.registry.errors import UsageError, explain, unknown_name
+from muonlab.registry.settings import Params, Seed, Workload
+from muonlab.registry.study import Study
+from muonlab.registry.yamlfile import read_yaml
+
+RUN_OPTIONS = frozenset({"seed", "diagnose_every"})
+"""Options of an optimizer that come from the cell and the workload, not from its entry in params.yaml."""
+
+
+def load_params(path: Path) -> Params:
+    """Read and check params.yaml: every optimizer and workload in it, and the one cell it names.
+
+    Raises UsageError with one sentence: where, what was found, what is allowed.
+    """
+    where = path.name
+    try:
+        params = Params.model_validate(read_yaml(path, where=where))
+    except ValidationError as error:
+        raise explain(error, where) from None
+    for arm in params.optimizers:
+        _kind(params, arm, where=where)
+        for workload in params.workloads:
+            if arm in params.workloads[workload].tuned:
+                resolve_optimizer(params, workload, arm)
+    for name, workload_entry in params.workloads.items():
+        for arm in workload_entry.tuned:
+            if arm not in params.optimizers:
+                raise unknown_name(f"{where}: workloads.{name}.tuned", "optimizer", arm, params.optimizers)
+    find_workload(params, params.workload)
+    resolve_optimizer(params, params.workload, params.optimizer)
+    return params
+
+
+def find_workload(params: Params, name: str, *, where: str = "params.yaml: workload") -> Workload:
+    """Return the named workload; raises UsageError that lists the declared ones."""
+    if name not in params.workloads:
+        raise unknown_name(where, "workload", name, params.workloads)
+    return params.workloads[name]
+
+
+def _kind(params: Params, arm: str, *, where: str) -> str:
+    kind = params.optimizers[arm].get("kind", arm)
+    if not isinstance(kind, str) or kind not in optim.names():
+        raise unknown_name(f"{where}: optimizers.{arm}.kind", "kind of optimizer", str(kind), optim.names())
+    return kind
+
+
+def resolve_optimizer(
+    params: Params,
+    workload: str,
+    arm: str,
+    *,
+    overrides: dict[str, Any] | None = None,
+    where: str = "params.yaml: optimizer",
+) -> OptimizerSpec:
+    """Merge an arm's options with those tuned for it on the workload, and fill in the defaults.
+
+    `overrides` (a tuning study's grid point) take the place of tuned options. Raises UsageError for unknown
+    names, options out of range, and an option that is set in both places.
+    """
+    if arm not in params.optimizers:
+        raise unknown_name(where, "optimizer", arm, params.optimizers)
+    kind = _kind(params, arm, where="params.yaml")
+    own = {key: value for key, value in params.optimizers[arm].items() if key != "kind"}
+    tuned = params.workloads[workload].tuned.get(arm, {})
+    for key in sorted(RUN_OPTIONS & (own.keys() | tuned.keys())):
+        raise UsageError(f"params.yaml: optimizers.{arm}: {key!r} is set by the cell, not by the optimizer; remove it.")
+    both = sorted(own.keys() & tuned.keys())
+    if both:
+        key = both[0]
+        raise UsageError(
+            f"params.yaml: {key!r} stands in optimizers.{arm} and in workloads.{workload}.tuned.{arm}; "
+            f"keep one of them (to try a value once: -S workloads.{workload}.tuned.{arm}.{key}=...)."
+        )
+    chosen = tuned if overrides is None else overrides
+    prefix = f"optimizers.{arm}" if not chosen else f"optimizers.{arm} with workloads.{workload}.tuned.{arm}"
+    if "lr" not in own and "lr" not in chosen:
+        raise UsageError(
+            f"params.yaml: {arm!r} has no learning rate on {workload!r}; "
+            f"add workloads.{workload}.tuned.{arm}: {{lr: ...}}."
+        )
+    try:
+        options = optim.parse_options(kind, {**own, **chosen})
+    except optim.OptimError as error:
+        raise UsageError(f"params.yaml: {prefix}: {error}") from None
+    return OptimizerSpec(kind=kind, options=options.model_dump(mode="json", exclude=set(RUN_OPTIONS)))
+
+
+def parse_seed(text: str) -> int:
+    """Return the seed that a command line names; raises UsageError for anything but an integer in range."""
+    try:
+        return TypeAdapter(Seed).validate_python(int(text))
+    except ValueError:
+        raise UsageError(f"seed: found {text!r}; it should be an integer from 0 to {2**31 - 1}.") from None
+
+
+def load_study(layout: Layout, slug: str) -> Study:
+    """Read and check a study's declaration; raises UsageError with one sentence."""
+    declared = sorted(path.parent.name for path in (layout.root / "experiments").glob("*/study.yaml"))
+    if slug not in declared:
+        raise unknown_name("experiments", "study", slug, declared)
+    where = f"experiments/{slug}/study.yaml"
+    content = read_yaml(layout.study(slug) / "study.yaml", where=where)
+    if not isinstance(content.get("study"), dict) or set(content) != {"study"}:
+        raise UsageError(f"{where}: the file holds one mapping, `study:`; found the keys {sorted(map(str, content))}.")
+    try:
+        study = Study.model_validate(content["study"])
+    except ValidationError as error:
+        raise explain(error, where, prefix="study") from None
+    if study.slug != slug:
+        raise UsageError(f"{where}: slug is {study.slug!r} but the folder is {slug!r}; make them equal.")
+    return study
+
+
+def check_study(params: Params, study: Study) -> None:
+    """Check that the names in a study are declared in params.yaml and that its arms can be built.
+
+    Raises UsageError with one sentence.
+    """
+    where = f"experiments/{study.slug}/study.yaml"
+    find_workload(params, study.workload, where=f"{where}: study.workload")
+    for arm in study.arms:
+        role = study.role(arm)
+        overrides = {key: values[0] for key, values in study.grid.items()} if study.kind == "tuning" else None
+        resolve_optimizer(params, study.workload, arm, overrides=overrides, where=f"{where}: study.{role}")
+    if study.on_archive is not None and study.on_archive not in params.optimizers:
+        raise unknown_name(f"{where}: study.on_archive", "optimizer", study.on_archive, params.optimizers)
+
+
+def resolve_cell(
+    layout: Layout,
+    params: Params,
+    workload: str,
+    arm: str,
+    seed: int,
+    *,
+    overrides: dict[str, Any] | None = None,
+) -> Cell:
+    """Resolve one cell to every input of its result.
+
+    Needs the fingerprint and the data to be there (stages `fingerprint` and `prepare_data`); raises UsageError
+    with one sentence when a name is unknown, a value out of range or one of them is missing.
+    """
+    settings = find_workload(params, workload).settings
+    optimizer = resolve_optimizer(params, workload, arm, overrides=overrides)
+    code = _read_json(layout.fingerprint(arm), "fingerprint")
+    data = _read_json(layout.data(workload) / "meta.json", f"data/dvc.yaml:prepare_data@{workload}")
+    try:
+        return Cell(
+            workload=workload,
+            arm=arm,
+            seed=seed,
+            settings=settings,
+            optimizer=optimizer,
+            inputs=Inputs(
+                data=data["sha256"]["tokens"],
+                tokenizer=data["sha256"]["tokenizer"],
+                code=code["code"],
+                environment=code["environment"],
+            ),
+        )
+    except ValidationError as error:
+        raise explain(error, f"the cell {workload}/{arm}") from None
+
+
+def study_cells(layout: Layout, params: Params, study: Study) -> list[Cell]:
+    """All cells of a study's grid, seed by seed, so that an interrupted study holds whole pairs."""
+    points: list[dict[str, Any] | None] = [None]
+    if study.kind == "tuning":
+        points = [{}]
+        for key, values in study.grid.items():
+            points = [{**(point or {}), key: value} for point in points for value in values]
+    return [
+        resolve_cell(layout, params, study.workload, arm, seed, overrides=point)
+        for seed in study.seeds
+        for arm in study.arms
+        for point in points
+    ]
+
+
+def resolved_arms(params: Params, study: Study) -> dict[str, Any]:
+    """What the names in a study stand for: the plain data that its registration hashes beside the declaration."""
+    arms = {
+        arm: resolve_optimizer(params, study.workload, arm).model_dump(mode="json") for arm in study.arms
+    } if study.kind == "comparison" else {}
+    return {"arms": arms, "settings": params.workloads[study.workload].settings.model_dump(mode="json")}
+
+
+@functools.cache
+def _read_cached(path: Path, mtime_ns: int) -> dict[str, Any]:
+    loaded: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return loaded
+
+
+def _read_json(path: Path, stage: str) -> dict[str, Any]:
+    try:
+        return _read_cached(path, path.stat().st_mtime_ns)
+    except FileNotFoundError:
+        raise UsageError(f"{path.name}: not prepared yet ({path.parent.name}); run `dvc repro {stage}`.") from None

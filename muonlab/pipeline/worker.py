@@ -1,0 +1,61 @@
+"""A worker of the pool: trains the cells that it is given on standard input, one after another.
+
+One JSON object a line in, {"cell": ..., "purpose": ...}; one out, {"status": ..., "seconds": ...}. Training prints
+nothing else on standard output. Torch is imported once for all cells.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+from types import FrameType
+
+from muonlab.pipeline.attempts import CellScratch, Purpose, train_cell
+from muonlab.pipeline.layout import Layout
+from muonlab.pipeline.processes import die_with_parent
+from muonlab.registry.cell import Cell
+from muonlab.registry.errors import MuonlabError
+
+
+def main() -> None:
+    """Serve jobs until standard input closes."""
+    die_with_parent()
+    # The driver decides when to stop: Ctrl-C reaches the whole group, and a TERM is the driver's word.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, _stop)
+    layout = Layout.find()
+    answers = sys.stdout
+    sys.stdout = sys.stderr
+    for line in sys.stdin:
+        job = json.loads(line)
+        cell = Cell.model_validate(job["cell"])
+        print(json.dumps(_train(layout, cell, Purpose(**job["purpose"]))), file=answers, flush=True)
+
+
+def _train(layout: Layout, cell: Cell, purpose: Purpose) -> dict[str, object]:
+    scratch = CellScratch(layout, cell.digest)
+    try:
+        record = scratch.finished() or train_cell(
+            layout,
+            cell,
+            purpose,
+            data_dir=layout.data(cell.workload),
+            warn=lambda text: print(f"{cell.key}: {text}", file=sys.stderr, flush=True),
+        )
+    except MuonlabError as error:
+        records = scratch.records()
+        return {
+            "status": "failed",
+            "error": str(error),
+            "seconds": records[-1].wall_seconds if records else 0.0,
+        }
+    return {"status": record.status, "seconds": record.wall_seconds}
+
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    raise SystemExit(128 + number)
+
+
+if __name__ == "__main__":
+    main()

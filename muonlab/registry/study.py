@@ -1,0 +1,180 @@
+"""A study: the question, the arms, the seeds and the decision rule, declared before the first result.
+
+Declared in `experiments/<slug>/study.yaml`. Whatever could be chosen after seeing results (which runs count,
+how large an effect matters, when to stop) stands here, and its hash is registered before the first run.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from muonlab.registry.canonical import sha256_of
+from muonlab.registry.errors import explains
+from muonlab.registry.settings import Closed, Count, Name, Seed
+
+Percent = Annotated[str, Field(pattern=r"^\d+(\.\d+)?\s*%$")]
+Role = Literal["baseline", "challenger", "control", "reference"]
+
+
+def percent_or_number(value: object) -> object:
+    """Accept `0.5%`, or a number; refuse what is not positive or is over 100 %."""
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        raise ValueError(f"found {value!r}; it should be a positive number of nats/token or a percentage like 0.5%.")
+    if isinstance(value, str):
+        match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*%\s*", value)
+        if not match or not 0 < float(match[1]) <= 100:
+            raise ValueError(
+                f"found {value!r}; it should be a positive number of nats/token or a percentage between 0% and 100%."
+            )
+        return f"{float(match[1]):g}%"
+    if not 0 < value < float("inf"):
+        raise ValueError(f"found {value!r}; it should be positive.")
+    return float(value)
+
+
+@explains
+class FixedPlan(Closed):
+    """One look, after exactly `fixed` pairs."""
+
+    fixed: Annotated[int, Field(ge=2, strict=True)]
+
+
+@explains
+class Decision(Closed):
+    """The decision rule. Losses in nats/token; probabilities are one-sided."""
+
+    metric: Literal["val_loss"] = "val_loss"
+    min_effect: float | str
+    """The smallest improvement worth having: absolute, or in percent of the baseline's mean."""
+    alpha: Annotated[float, Field(gt=0, lt=0.5)] = 0.05
+    plan: Literal["sequential"] | FixedPlan = "sequential"
+    n_min: Annotated[int, Field(ge=2, strict=True)] = 4
+    n_max: Annotated[int, Field(ge=2, le=1000, strict=True)] = 12
+    g: Annotated[float, Field(gt=0)] = 2.0
+    max_early_regress: float | str = "2%"
+
+    _min_effect = field_validator("min_effect", mode="before")(percent_or_number)
+
+    @field_validator("max_early_regress", mode="before")
+    @classmethod
+    def _early_regress_is_percent(cls, value: object) -> object:
+        checked = percent_or_number(value)
+        if not isinstance(checked, str):
+            raise ValueError(f"found {value!r}; it should be a percentage of the baseline's loss, like 2%.")
+        return checked
+
+    @model_validator(mode="after")
+    def _n_max_holds_n_min(self) -> Decision:
+        if self.n_max < self.n_min:
+            raise ValueError(f"n_max is {self.n_max}, under n_min {self.n_min}; raise n_max or lower n_min.")
+        return self
+
+
+@explains
+class Requirement(Closed):
+    """A verdict that another study must have reached first."""
+
+    study: Name
+    verdict: str
+
+
+@explains
+class Study(Closed):
+    """A declared comparison or tuning of optimizers on one workload."""
+
+    slug: Name
+    question: str
+    kind: Literal["comparison", "tuning"] = "comparison"
+    provenance: Literal["run", "reported"] = "run"
+    workload: Name
+    baseline: Name
+    challengers: list[Name]
+    control: list[Name] = []
+    """Arms that are described, not decided, because they test an explanation."""
+    reference: list[Name] = []
+    """Arms that are described, not decided, because readers know them."""
+    seeds: Annotated[list[Seed], Field(min_length=1)]
+    decision: Decision | None = None
+    grid: dict[str, Annotated[list[Any], Field(min_length=1)]] = {}
+    """For a tuning study: option -> values, tried by every arm on every seed."""
+    price_usd_per_gpu_hour: Annotated[float, Field(ge=0)]
+    budget_usd: Annotated[float, Field(ge=0)]
+    on_archive: Name | None = None
+    """The next method, to which a NO_GO or EQUIVALENT verdict pivots."""
+    tuning: Name = "untuned"
+    """The tuning study that chose the arms' learning rates, or `untuned`."""
+    requires: list[Requirement] = []
+
+    @model_validator(mode="after")
+    def _declaration_is_whole(self) -> Study:
+        arms = self.arms
+        for arm in arms:
+            if arms.count(arm) > 1:
+                raise ValueError(f"the arm {arm!r} is named {arms.count(arm)} times; name each arm once.")
+        if len(set(self.seeds)) != len(self.seeds):
+            twice = next(s for s in self.seeds if self.seeds.count(s) > 1)
+            raise ValueError(f"the seed {twice} stands twice in seeds; name each seed once.")
+        if self.price_usd_per_gpu_hour > 0 and self.budget_usd == 0:
+            raise ValueError(
+                f"price_usd_per_gpu_hour is {self.price_usd_per_gpu_hour:g} but budget_usd is 0; "
+                "declare the budget of a paid study."
+            )
+        if self.kind == "tuning":
+            if not self.grid:
+                raise ValueError("a tuning study needs a grid, like {lr: [0.01, 0.02]}.")
+            return self
+        if self.grid:
+            raise ValueError("grid is for kind: tuning; a comparison compares arms as they are configured.")
+        if self.decision is None:
+            raise ValueError("a comparison needs a decision with at least min_effect, declared before the first run.")
+        if not self.challengers:
+            raise ValueError("challengers is empty; name at least one arm to decide on.")
+        if self.decision.plan == "sequential":
+            if self.seeds != list(range(len(self.seeds))):
+                raise ValueError(
+                    f"seeds are {self.seeds}; a sequential plan uses a prefix of 0, 1, 2, ... in order, "
+                    "so that no seed can be left out after its result."
+                )
+            if len(self.seeds) > self.decision.n_max:
+                raise ValueError(f"{len(self.seeds)} seeds are more than n_max {self.decision.n_max}.")
+        elif len(self.seeds) != self.decision.plan.fixed:
+            raise ValueError(
+                f"{len(self.seeds)} seeds do not match plan fixed: {self.decision.plan.fixed}; declare as many seeds."
+            )
+        return self
+
+    @property
+    def arms(self) -> list[str]:
+        """All arms, baseline first, in the order of their declaration."""
+        return [self.baseline, *self.challengers, *self.control, *self.reference]
+
+    def role(self, arm: str) -> Role:
+        """What the arm is in this study; raises KeyError for an arm that is not in it."""
+        if arm == self.baseline:
+            return "baseline"
+        roles: dict[Role, list[str]] = {
+            "challenger": self.challengers,
+            "control": self.control,
+            "reference": self.reference,
+        }
+        for role, names in roles.items():
+            if arm in names:
+                return role
+        raise KeyError(arm)
+
+    def declaration(self) -> dict[str, Any]:
+        """All that must not change after the first result.
+
+        The seeds of a sequential plan are left out: adding the next ones is part of that plan.
+        """
+        declared = self.model_dump(mode="json")
+        if self.decision is not None and self.decision.plan == "sequential":
+            del declared["seeds"]
+        return declared
+
+    def registration(self, arms: dict[str, Any]) -> str:
+        """SHA-256 of the declaration and of what its arms and workload resolve to (`arms`, plain data)."""
+        return sha256_of({"study": self.declaration(), "arms": arms})

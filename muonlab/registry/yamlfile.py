@@ -1,0 +1,66 @@
+"""Read a declaration from a YAML file, refusing what a declaration never needs.
+
+Refused, each in one sentence: a missing or huge file, text that is not YAML, aliases (a YAML bomb is made of
+them), a key that stands twice (YAML would silently keep the last), anything but a mapping at the top.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from muonlab.registry.errors import UsageError
+
+MAX_BYTES = 1_000_000
+"""A declaration is a few kilobytes; a file beyond this is not one."""
+
+
+class _StrictLoader(yaml.SafeLoader):
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            event = self.peek_event()  # type: ignore[no-untyped-call]
+            raise yaml.constructor.ConstructorError(
+                None, None, "aliases are not allowed here", event.start_mark
+            )
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        seen: set[object] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if key in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key!r} stands twice", key_node.start_mark
+                )
+            seen.add(key)
+        return super().construct_mapping(node, deep=deep)
+
+
+def read_yaml(path: Path, *, where: str | None = None) -> dict[str, Any]:
+    """Return the mapping in a YAML file; `where` names the file in errors (its path by default).
+
+    Raises UsageError with one sentence when the file is missing, too large or not a plain mapping.
+    """
+    where = where or str(path)
+    try:
+        size = path.stat().st_size
+        if size > MAX_BYTES:
+            raise UsageError(f"{where}: the file has {size} bytes; a declaration has at most {MAX_BYTES}.")
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise UsageError(f"{where}: cannot be read ({error.strerror}).") from error
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{where}: is not UTF-8 text (byte {error.start}).") from error
+    try:
+        loaded = yaml.load(text, Loader=_StrictLoader)  # noqa: S506 - a SafeLoader, made stricter
+    except yaml.MarkedYAMLError as error:
+        line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
+        raise UsageError(f"{where}{line}: {error.problem or 'not valid YAML'}.") from error
+    except (yaml.YAMLError, RecursionError) as error:
+        raise UsageError(f"{where}: not valid YAML ({type(error).__name__}).") from error
+    if not isinstance(loaded, dict):
+        raise UsageError(f"{where}: found {type(loaded).__name__}; expected a mapping of keys to values.")
+    return loaded
