@@ -270,8 +270,7 @@ def train_cell(
                 "wall_seconds": clock.seconds(),
                 "cost_usd": purpose.cost_usd(clock.seconds()),
                 "curve": [
-                    CurvePoint(step=int(row["step"] or 0), val_loss=_finite(row["val_loss"]))
-                    for row in outcome.curve
+                    CurvePoint(step=int(row["step"] or 0), val_loss=_finite(row["val_loss"])) for row in outcome.curve
                 ],
                 "hashes": {
                     **base["hashes"],  # type: ignore[dict-item]
@@ -294,9 +293,11 @@ def train_cell(
         (making / ".done").write_text("done\n", encoding="utf-8")
         manifest = {name: file_sha256(making / name) for name in BUNDLE_FILES}
         (making / "manifest.json").write_text(canonical_json(manifest), encoding="utf-8")
+        # The record first: killed between the two, the cell is trained again, to the same outcome. The other way
+        # round, a finished attempt would be taken for an abandoned one.
+        write_atomically(folder / "record.json", record.model_dump_json(indent=2))
         shutil.rmtree(scratch.bundle, ignore_errors=True)
         os.replace(making, scratch.bundle)
-        write_atomically(folder / "record.json", record.model_dump_json(indent=2))
         shutil.rmtree(scratch.work, ignore_errors=True)
         return record
 

@@ -38,8 +38,7 @@ def collect(layout: Layout, slug: str) -> Snapshot:
     findings: list[str] = []
     held = ledger.append(layout.ledger, _all_records(layout, findings))
     cells = [
-        DeclaredCell(arm=cell.arm, seed=cell.seed, digest=cell.digest)
-        for cell in study_cells(layout, params, study)
+        DeclaredCell(arm=cell.arm, seed=cell.seed, digest=cell.digest) for cell in study_cells(layout, params, study)
     ]
     digests = {cell.digest for cell in cells}
     records = [r for r in held.records if r.cell_digest in digests or r.study == slug]
@@ -88,7 +87,11 @@ def _experiment_records(main: Path) -> Iterator[RunRecord]:
         if ref.startswith(("refs/exps/exec/", "refs/exps/celery/")):
             continue
         shown = subprocess.run(
-            ["git", "show", f"{ref}:{EXPERIMENT_SNAPSHOT}"], cwd=main, capture_output=True, text=True, check=False
+            ["git", "show", f"{ref}:{EXPERIMENT_SNAPSHOT}"],
+            cwd=main,
+            capture_output=True,
+            text=True,
+            check=False,
         )
         if shown.returncode != 0:
             continue
@@ -110,6 +113,8 @@ def _contradictions(records: list[RunRecord], cells: list[DeclaredCell], study: 
                     f"cell {record.arm}-{record.seed} ({record.cell_digest[:12]}): two attempts at the same cell ended "
                     f"differently (val_loss {first.val_loss} and {record.val_loss}); one machine or file is not as recorded."
                 )
+    if study.kind == "tuning":
+        return  # one arm and seed stands for a whole grid of cells there
     declared = {(cell.arm, cell.seed): cell.digest for cell in cells}
     for record in records:
         digest = declared.get((record.arm, record.seed))

@@ -32,9 +32,7 @@ from muonlab.registry.study import Study
 
 def declared_params(layout: Layout) -> Params:
     """params.yaml as the last commit has it, or as it lies here where there is no such commit."""
-    shown = subprocess.run(
-        ["git", "show", "HEAD:./params.yaml"], cwd=layout.root, capture_output=True, check=False
-    )
+    shown = subprocess.run(["git", "show", "HEAD:./params.yaml"], cwd=layout.root, capture_output=True, check=False)
     if shown.returncode != 0:
         return load_params(layout.params)
     with tempfile.TemporaryDirectory() as folder:

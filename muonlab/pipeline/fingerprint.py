@@ -46,9 +46,7 @@ def _syntax_sha256(path: Path) -> str:
 
 
 def _is_bare_string(line: ast.stmt) -> bool:
-    return (
-        isinstance(line, ast.Expr) and isinstance(line.value, ast.Constant) and isinstance(line.value.value, str)
-    )
+    return isinstance(line, ast.Expr) and isinstance(line.value, ast.Constant) and isinstance(line.value.value, str)
 
 
 def environment() -> dict[str, str]:

@@ -33,6 +33,12 @@ class Job:
 
     cell: Cell
     purpose: Purpose
+    label: str = ""
+
+    @property
+    def name(self) -> str:
+        """What a person is shown."""
+        return self.label or self.cell.key
 
 
 @dataclass
@@ -77,11 +83,11 @@ def train_all(
                         if tries[job.cell.digest] < LARGEST_NUMBER_OF_TRIES:
                             state.waiting.insert(0, job)
                         else:
-                            state.failed[job.cell.key] = f"its process died {LARGEST_NUMBER_OF_TRIES} times"
+                            state.failed[job.name] = f"its process died {LARGEST_NUMBER_OF_TRIES} times"
                     else:
                         _note_ending(state, worker, ending)
                         worker.job = None
-            state.running = {w.job.cell.key: w.progress() for w in crew if w.job}
+            state.running = {w.job.name: w.progress() for w in crew if w.job}
             running_cost = sum(
                 w.job.purpose.cost_usd(p.seconds) for w in crew if w.job and (p := w.progress()) is not None
             )
@@ -101,7 +107,7 @@ def train_all(
 
 def _note_ending(state: PoolState, worker: _Worker, ending: dict[str, object]) -> None:
     assert worker.job is not None
-    key = worker.job.cell.key
+    key = worker.job.name
     if ending["status"] == "completed":
         state.done.append(key)
     elif ending["status"] == "diverged":

@@ -180,26 +180,31 @@ def resolve_cell(
         raise explain(error, f"the cell {workload}/{arm}") from None
 
 
+def grid_points(study: Study) -> list[dict[str, Any]]:
+    """Every combination of a tuning study's grid, in the order of its declaration."""
+    points: list[dict[str, Any]] = [{}]
+    for key, values in study.grid.items():
+        points = [{**point, key: value} for point in points for value in values]
+    return points
+
+
 def study_cells(layout: Layout, params: Params, study: Study) -> list[Cell]:
     """All cells of a study's grid, seed by seed, so that an interrupted study holds whole pairs."""
-    points: list[dict[str, Any] | None] = [None]
-    if study.kind == "tuning":
-        points = [{}]
-        for key, values in study.grid.items():
-            points = [{**(point or {}), key: value} for point in points for value in values]
     return [
         resolve_cell(layout, params, study.workload, arm, seed, overrides=point)
         for seed in study.seeds
         for arm in study.arms
-        for point in points
+        for point in (grid_points(study) if study.kind == "tuning" else [None])
     ]
 
 
 def resolved_arms(params: Params, study: Study) -> dict[str, Any]:
     """What the names in a study stand for: the plain data that its registration hashes beside the declaration."""
-    arms = {
-        arm: resolve_optimizer(params, study.workload, arm).model_dump(mode="json") for arm in study.arms
-    } if study.kind == "comparison" else {}
+    arms = (
+        {arm: resolve_optimizer(params, study.workload, arm).model_dump(mode="json") for arm in study.arms}
+        if study.kind == "comparison"
+        else {}
+    )
     return {"arms": arms, "settings": params.workloads[study.workload].settings.model_dump(mode="json")}
 
 

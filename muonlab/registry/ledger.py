@@ -50,9 +50,7 @@ def parse_line(line: str) -> RunRecord:
     except (json.JSONDecodeError, AttributeError, KeyError, TypeError) as error:
         raise ValueError("is not a ledger line") from error
     if content.get("schema_version") != 1:
-        raise ValueError(
-            f"has schema_version {content.get('schema_version')!r}, which this version (1) cannot read"
-        )
+        raise ValueError(f"has schema_version {content.get('schema_version')!r}, which this version (1) cannot read")
     if sha256_of(content) != stated:
         raise ValueError("was edited after it was written (its sha256 does not match)")
     try:

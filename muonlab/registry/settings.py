@@ -47,7 +47,11 @@ class ModelSettings(Closed):
     """A GraniteMoeHybrid (Mamba2 + attention) from random initialisation. Units: dimensions."""
 
     hidden_size: Count = 64
-    layers: Annotated[list[Literal["mamba", "attention"]], Field(min_length=1)] = ["mamba", "attention", "mamba"]
+    layers: Annotated[list[Literal["mamba", "attention"]], Field(min_length=1)] = [
+        "mamba",
+        "attention",
+        "mamba",
+    ]
     attention_heads: Count = 4
     key_value_heads: Count = 2
     mamba_d_head: Count = 32
@@ -87,11 +91,12 @@ class WorkloadSettings(Closed):
     def _grid_fits(self) -> WorkloadSettings:
         if self.warmup_steps >= self.steps:
             raise ValueError(
-                f"warmup_steps is {self.warmup_steps}, which leaves nothing of {self.steps} steps; "
-                "set it below steps."
+                f"warmup_steps is {self.warmup_steps}, which leaves nothing of {self.steps} steps; set it below steps."
             )
         if self.eval_every > self.steps:
-            raise ValueError(f"eval_every is {self.eval_every}, more than the {self.steps} steps; set it to at most steps.")
+            raise ValueError(
+                f"eval_every is {self.eval_every}, more than the {self.steps} steps; set it to at most steps."
+            )
         return self
 
 

@@ -13,7 +13,7 @@ from pydantic import Field, field_validator, model_validator
 
 from muonlab.registry.canonical import sha256_of
 from muonlab.registry.errors import explains
-from muonlab.registry.settings import Closed, Count, Name, Seed
+from muonlab.registry.settings import Closed, Name, Seed
 
 Percent = Annotated[str, Field(pattern=r"^\d+(\.\d+)?\s*%$")]
 Role = Literal["baseline", "challenger", "control", "reference"]

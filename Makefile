@@ -1,0 +1,50 @@
+# Two commands on a fresh machine: `make study` and `make test`. Both set up what they need in .venv.
+PYTHON ?= python3
+BIN := .venv/bin
+# With an NVIDIA GPU, pip picks the torch that serves it; without one, the small CPU build.
+CONSTRAINTS := -c constraints.txt $(shell command -v nvidia-smi >/dev/null 2>&1 || echo -c constraints-cpu.txt)
+JOBS ?= 2
+export DVC_NO_ANALYTICS := true
+export MLFLOW_DISABLE_TELEMETRY := true
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+
+.DEFAULT_GOAL := help
+
+help:  ## list these targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1|\2/' | column -t -s '|'
+
+setup: .venv/.ready  ## build .venv from pyproject.toml and the constraints
+
+.venv/.ready: pyproject.toml constraints.txt constraints-cpu.txt
+	@$(PYTHON) -c 'import sys; sys.exit(f"Python {sys.version.split()[0]} found; 3.11 or newer is needed: make PYTHON=python3.12 ..." if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(CONSTRAINTS) -e '.[dev]'
+	@touch $@
+
+study: setup  ## run the default study to its report (trains only what is missing)
+	$(BIN)/muon study run -j $(JOBS)
+
+test: setup lint types imports  ## lint, types, import rules and every test
+	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+quick: setup  ## the tests that take seconds
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m 'not slow'
+
+lint: setup  ## style and format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: setup  ## static types, strict for registry and stats
+	$(BIN)/mypy
+
+imports: setup  ## which way imports run
+	$(BIN)/lint-imports --no-cache
+
+format: setup  ## rewrite the code in the house's format
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+ui: setup  ## open MLflow on 127.0.0.1:5000
+	$(BIN)/muon ui
+
+.PHONY: help setup study test quick lint types imports format ui

@@ -1,0 +1,82 @@
+"""From finished cells to a report, in three steps that DVC runs as stages: collect, stats, report.
+
+`place` is the folder under reports/ (and runs/) that is written: a study's slug, or `exp` for the one cell.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+
+from muonlab.pipeline.attempts import CellScratch, write_atomically
+from muonlab.pipeline.cells import CURRENT
+from muonlab.pipeline.collect import collect
+from muonlab.pipeline.evaluations import read_record
+from muonlab.pipeline.layout import Layout
+from muonlab.registry.snapshot import Snapshot
+from muonlab.reporting.standing import Evaluation, Standing, judge, verdict_json
+from muonlab.tracking import sync_once
+
+MLFLOW_LIMIT_S = 60.0
+
+
+def collect_into(layout: Layout, slug: str, place: str) -> None:
+    """Bring the ledger up to date, write registry.json, and show MLflow what it has not seen.
+
+    DVC holds the cells' outputs by now, so the scratch copies of finished cells are dropped here.
+    """
+    snapshot = collect(layout, slug)
+    folder = layout.reports(place)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(folder / "registry.json", snapshot.model_dump_json(indent=1) + "\n")
+    for sentence in [*snapshot.findings, *snapshot.notes]:
+        print(f"muonlab: {sentence}", file=sys.stderr)
+    if place == CURRENT:
+        write_atomically(folder / ".collected", "done\n")
+    for cell in layout.runs(place).glob("*/"):
+        if (record := read_record(cell)) is not None:
+            CellScratch(layout, record.cell_digest).discard()
+    _show_mlflow(layout)
+
+
+def judge_into(layout: Layout, place: str) -> Standing:
+    """Judge the snapshot in reports/<place>; write stats.json and verdict.json."""
+    from muonlab.reporting.wording import decision_sentence
+
+    folder = layout.reports(place)
+    snapshot = Snapshot.model_validate_json((folder / "registry.json").read_text(encoding="utf-8"))
+    scored = folder / "evaluations.jsonl"
+    lines = scored.read_text(encoding="utf-8").splitlines() if scored.exists() else []
+    standing = judge(snapshot, [Evaluation.model_validate_json(line) for line in lines])
+    write_atomically(folder / "stats.json", standing.model_dump_json(indent=1) + "\n")
+    verdict = verdict_json(standing, decision_sentence(standing))
+    write_atomically(folder / "verdict.json", json.dumps(verdict, indent=2, allow_nan=False) + "\n")
+    if place == CURRENT:
+        write_atomically(folder / ".judged", "done\n")
+    return standing
+
+
+def report_into(layout: Layout, place: str) -> None:
+    """Render the standing in reports/<place>; write report.md, report.html and figures/."""
+    from muonlab.reporting.report import write_report
+
+    cell = read_record(layout.runs(CURRENT) / "current") if place == CURRENT else None
+    write_report(read_standing(layout, place), layout.reports(place), cell=cell)
+    if place != CURRENT:
+        _show_mlflow(layout)
+
+
+def read_standing(layout: Layout, place: str) -> Standing:
+    """The standing that the stats stage has last written."""
+    return Standing.model_validate_json((layout.reports(place) / "stats.json").read_text(encoding="utf-8"))
+
+
+def verdict_sentence(layout: Layout, place: str) -> str | None:
+    """The decision in reports/<place>/verdict.json, or None before there is one."""
+    path = layout.reports(place) / "verdict.json"
+    return str(json.loads(path.read_text(encoding="utf-8"))["decision"]) if path.exists() else None
+
+
+def _show_mlflow(layout: Layout) -> None:
+    if (silence := sync_once(layout.main, MLFLOW_LIMIT_S)) is not None:
+        print(f"muonlab: {silence}", file=sys.stderr)

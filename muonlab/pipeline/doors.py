@@ -1,0 +1,135 @@
+"""DVC from the outside: a study's grid file, which studies are open, what can be restored, and `dvc repro`.
+
+DVC reads every dvc.yaml of the repository for every command, so only open studies are shown to it: `.dvcignore`
+hides all grids and then names the open ones. See docs/adr/0001-two-doors.md.
+"""
+
+from __future__ import annotations
+
+import importlib.resources
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from muonlab.pipeline.layout import Layout
+from muonlab.registry.errors import CellsFailedError, UsageError
+from muonlab.registry.study import Study
+
+HIDE_ALL = "experiments/*/dvc.yaml"
+
+
+def grid_text(study: Study) -> str:
+    """The dvc.yaml that stands for a study's grid."""
+    import jinja2
+
+    template = importlib.resources.files(__package__).joinpath("grid.yaml.j2").read_text(encoding="utf-8")
+    environment = jinja2.Environment(
+        undefined=jinja2.StrictUndefined,
+        keep_trailing_newline=True,
+        autoescape=False,  # noqa: S701 - YAML of checked names
+    )
+    return environment.from_string(template).render(study=study)
+
+
+def write_grid(layout: Layout, study: Study) -> None:
+    """Write a study's dvc.yaml where it differs from what its declaration asks for."""
+    path = layout.study(study.slug) / "dvc.yaml"
+    text = grid_text(study)
+    if not path.exists() or path.read_text(encoding="utf-8") != text:
+        path.write_text(text, encoding="utf-8")
+
+
+def make_folders(layout: Layout, study: Study) -> None:
+    """Make the folders in which DVC runs the cells' stages; it does not make them itself."""
+    for arm in study.arms:
+        for seed in study.seeds:
+            (layout.runs(study.slug) / f"{arm}-{seed}").mkdir(parents=True, exist_ok=True)
+
+
+def open_studies(layout: Layout) -> list[str]:
+    """Studies whose grid DVC reads."""
+    path = layout.root / ".dvcignore"
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    return [line.split("/")[1] for line in lines if line.startswith("!experiments/")]
+
+
+def set_open_studies(layout: Layout, slugs: list[str]) -> None:
+    """Show DVC the grids of these studies and hide all others; a study's results stay where they are."""
+    path = layout.root / ".dvcignore"
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    kept = [line for line in lines if line != HIDE_ALL and not line.startswith("!experiments/")]
+    text = "\n".join([*kept, HIDE_ALL, *(f"!experiments/{slug}/dvc.yaml" for slug in slugs)]) + "\n"
+    if not path.exists() or path.read_text(encoding="utf-8") != text:
+        path.write_text(text, encoding="utf-8")
+
+
+def dvc_environment(layout: Layout) -> dict[str, str]:
+    """The environment in which DVC's stages find this interpreter and this tree's code."""
+    folder = str(Path(sys.executable).parent)
+    return {**os.environ, "PATH": folder + os.pathsep + os.environ.get("PATH", ""), "OMP_NUM_THREADS": "1"}
+
+
+def dvc(layout: Layout, *arguments: str, show: Callable[[str], bool] = lambda line: False) -> None:
+    """Run a dvc command; lines of its output for which `show` is true are printed as they come.
+
+    Raises CellsFailedError with the command's last words when it fails.
+    """
+    process = subprocess.Popen(
+        [sys.executable, "-m", "dvc", *arguments],
+        cwd=layout.root,
+        env=dvc_environment(layout),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    said: list[str] = []
+    assert process.stdout is not None
+    try:
+        for line in process.stdout:
+            said.append(line.rstrip())
+            if show(line):
+                print(line.rstrip(), flush=True)
+    except BaseException:
+        process.terminate()
+        process.wait()
+        raise
+    if process.wait() != 0:
+        ours = [line for line in said if line.startswith("muonlab: ")]
+        words = ours or [line for line in said if "ERROR" in line] or said[-3:]
+        raise CellsFailedError(f"`dvc {' '.join(arguments)}` failed: {' '.join(words).removeprefix('muonlab: ')}")
+
+
+def restorable(layout: Layout, study: Study) -> set[str]:
+    """Keys of the cells (`<arm>-<seed>`) that DVC has in place or would restore from its run cache.
+
+    Uses DVC's Python API, since no command answers this without restoring; a version of DVC whose API has moved
+    is refused rather than guessed around, because a wrong answer here trains cells twice.
+    """
+    os.environ.setdefault("DVC_NO_ANALYTICS", "true")
+    from dvc.repo import Repo
+    from dvc.stage.cache import RunCacheNotFoundError
+
+    found: set[str] = set()
+    try:
+        with Repo(str(layout.root)) as repo, repo.lock:
+            file = str(layout.study(study.slug) / "dvc.yaml")
+            for stage in repo.stage.collect(file):
+                name, _, key = stage.name.partition("@")
+                if name != "train":
+                    continue
+                if not stage.changed():
+                    found.add(key)
+                    continue
+                stage.save_deps()
+                try:
+                    repo.stage_cache.restore(stage, dry=True)
+                except RunCacheNotFoundError:
+                    continue
+                found.add(key)
+    except (AttributeError, TypeError) as error:
+        raise UsageError(
+            f"dvc: its Python API is not the one that was tested ({error}); install the version in constraints.txt."
+        ) from error
+    return found

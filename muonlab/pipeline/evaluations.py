@@ -1,0 +1,96 @@
+"""Evaluate the saved weights of cells: the loss on the whole validation split, recomputed, and a sample of text.
+
+An evaluation is a function of weights, settings and data, so it is kept by their hashes in
+`scratch/evaluations/` and computed once, however often a study's grid grows.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+from muonlab.pipeline.attempts import file_sha256, write_atomically
+from muonlab.pipeline.layout import Layout
+from muonlab.registry.canonical import sha256_of
+from muonlab.registry.record import RunRecord
+from muonlab.registry.settings import WorkloadSettings
+from muonlab.reporting.standing import Evaluation
+
+
+def read_record(folder: Path) -> RunRecord | None:
+    """The record in a cell's output folder, or None where the cell has left nothing."""
+    path = folder / "train.json"
+    return RunRecord.model_validate_json(path.read_text(encoding="utf-8")) if path.exists() else None
+
+
+def evaluate_folders(
+    layout: Layout, folders: Iterable[Path], settings: WorkloadSettings, data_dir: Path, *, workers: int
+) -> Iterator[Evaluation]:
+    """Evaluate the cells in these output folders, in order; folders without a record are passed over.
+
+    A diverged cell has no weights and gets a line without a loss. `workers` processes share the work.
+    """
+    found = [(folder, record) for folder in folders if (record := read_record(folder)) is not None]
+    wanted = {
+        folder: layout.scratch / "evaluations" / f"{_key(folder, settings, record)}.json"
+        for folder, record in found
+        if record.status == "completed"
+    }
+    missing = [(folder / "model.safetensors", path) for folder, path in wanted.items() if not path.exists()]
+    if len(missing) == 1 or workers == 1:
+        for weights, path in missing:
+            _evaluate_into(weights, path, settings, data_dir)
+    elif missing:
+        # Spawned, not forked: torch's threads do not survive a fork.
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(min(workers, len(missing)), mp_context=context) as pool:
+            tasks = [pool.submit(_evaluate_into, weights, path, settings, data_dir) for weights, path in missing]
+            for number, task in enumerate(tasks, start=1):
+                task.result()
+                print(f"evaluated {number} of {len(tasks)}", flush=True)
+    for folder, record in found:
+        line = {"arm": record.arm, "seed": record.seed, "cell_digest": record.cell_digest}
+        if folder in wanted:
+            scored = Evaluation.model_validate_json(wanted[folder].read_text(encoding="utf-8"))
+            yield scored.model_copy(update=line)
+        else:
+            yield Evaluation.model_validate(
+                {
+                    **line,
+                    "weights_sha256": None,
+                    "val_loss": None,
+                    "perplexity": None,
+                    "prompt": "",
+                    "sample": "",
+                }
+            )
+
+
+def _key(folder: Path, settings: WorkloadSettings, record: RunRecord) -> str:
+    # The file's own hash, not the one in its record: edited weights must be evaluated as they are.
+    return sha256_of(
+        [file_sha256(folder / "model.safetensors"), settings.model_dump(mode="json"), record.hashes.data,
+         record.hashes.code, record.hashes.environment]
+    )  # fmt: skip
+
+
+def _evaluate_into(weights: Path, path: Path, settings: WorkloadSettings, data_dir: Path) -> None:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    from muonlab.training.evaluate import evaluate
+
+    scored = evaluate(weights, settings, data_dir)
+    line = Evaluation(
+        arm="-",
+        seed=0,
+        cell_digest="-",
+        weights_sha256=scored.weights_sha256,
+        val_loss=scored.val_loss,
+        perplexity=scored.perplexity,
+        prompt=scored.prompt,
+        sample=scored.sample,
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, line.model_dump_json())

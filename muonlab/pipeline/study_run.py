@@ -1,0 +1,150 @@
+"""Run a declared study to its verdict: train what is missing, let DVC take it over, judge, report.
+
+    1. check the declaration, register it, prepare data and fingerprints
+    2. train the missing cells side by side, outside DVC's lock, each in scratch/<digest>
+    3. one serial `dvc repro` of the study's grid, whose `train` stages adopt what step 2 made
+    4. say the verdict
+
+A cell that failed leaves the grid incomplete: the report is then made without DVC, and names what is missing.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+from muonlab.pipeline import doors
+from muonlab.pipeline.attempts import CellScratch, Purpose
+from muonlab.pipeline.collect import collect
+from muonlab.pipeline.conclude import collect_into, judge_into, read_standing, report_into
+from muonlab.pipeline.declare import declared_params, refuse_uncommitted, register
+from muonlab.pipeline.layout import Layout
+from muonlab.pipeline.pool import Job, PoolState, train_all
+from muonlab.pipeline.resolve import check_study, load_params, load_study, study_cells
+from muonlab.registry.errors import OverBudgetError, UsageError
+from muonlab.registry.settings import Params
+from muonlab.registry.study import Study
+from muonlab.reporting.standing import Standing
+from muonlab.tracking import start_follower
+
+Watch = Callable[[PoolState], None]
+"""Shown the pool's state about once a second."""
+
+
+class RunOutcome(NamedTuple):
+    """What a run of a study did and where the study stands now."""
+
+    standing: Standing
+    trained: int
+    restored: int
+    """Cells that DVC restored from its run cache or had in place."""
+    failed: dict[str, str]
+    seconds: float
+
+
+def check(layout: Layout, slug: str) -> tuple[Params, Study]:
+    """Load and check a study and everything it names, against the last commit too. Raises UsageError."""
+    params = load_params(layout.params)
+    study = load_study(layout, slug)
+    check_study(params, study)
+    refuse_uncommitted(params, declared_params(layout), study)
+    return params, study
+
+
+def run_study(
+    layout: Layout, slug: str, *, workers: int, watch: Callable[[int, int], Watch], say: Callable[[str], None],
+    max_cost_usd: float | None = None,
+) -> RunOutcome:  # fmt: skip
+    """Run a comparison to its report, training only what is missing.
+
+    `watch` is told how many steps and cells there are and returns the function that is shown the pool's state. Raises
+    UsageError, OverBudgetError, or CellsFailedError when a stage of DVC fails.
+    """
+    began = time.monotonic()
+    params, study = check(layout, slug)
+    if study.kind != "comparison":
+        raise UsageError(f"experiments/{slug}: kind is {study.kind!r}; this runs comparisons.")
+    prepare(layout, study)
+    cells = study_cells(layout, params, study)
+    in_place = doors.restorable(layout, study)
+    waiting = [cell for cell in cells if cell.key not in in_place]
+    missing = [cell for cell in waiting if CellScratch(layout, cell.digest).finished() is None]
+    say(
+        f"{slug}: {len(cells)} cells, {len(in_place)} in place or restored from cache, "
+        f"{len(waiting) - len(missing)} waiting to be taken over, {len(missing)} to train."
+    )
+    purpose = Purpose(
+        study=slug,
+        registration=register(layout, params, study).registration,
+        price_usd_per_gpu_hour=study.price_usd_per_gpu_hour,
+    )
+    state = train_missing(
+        layout,
+        study,
+        [Job(cell, purpose) for cell in missing],
+        workers=workers,
+        watch=watch,
+        max_cost_usd=max_cost_usd,
+    )
+    if state.failed:
+        standing = report_without_dvc(layout, slug)
+    else:
+        doors.dvc(layout, "repro", str(layout.study(slug) / "dvc.yaml"), show=_is_news)
+        standing = read_standing(layout, slug)
+    return RunOutcome(
+        standing=standing,
+        trained=len(state.done) + len(state.diverged),
+        restored=len(in_place),
+        failed=state.failed,
+        seconds=time.monotonic() - began,
+    )
+
+
+def prepare(layout: Layout, study: Study) -> None:
+    """Bring a study's grid file, folders, data and fingerprints up to date."""
+    if study.kind == "comparison":
+        doors.write_grid(layout, study)
+        doors.make_folders(layout, study)
+        # The default study stays open, so that its grid can be reproduced by DVC alone; any other is closed.
+        doors.set_open_studies(layout, sorted({load_params(layout.params).study, study.slug}))
+    doors.dvc(layout, "repro", "fingerprint", f"data/dvc.yaml:prepare_data@{study.workload}", show=_is_news)
+
+
+def train_missing(
+    layout: Layout,
+    study: Study,
+    jobs: list[Job],
+    *,
+    workers: int,
+    watch: Callable[[int, int], Watch],
+    max_cost_usd: float | None,
+) -> PoolState:
+    """Train these cells in the pool, within the study's budget, with MLflow following."""
+    if not jobs:
+        return PoolState(waiting=[])
+    limit = max_cost_usd
+    if study.price_usd_per_gpu_hour > 0:
+        spent = sum(r.cost_usd for r in collect(layout, study.slug).records)
+        left = study.budget_usd - spent
+        if left <= 0:
+            raise OverBudgetError(
+                f"experiments/{study.slug}: ${spent:.2f} of the budget of ${study.budget_usd:.2f} are spent and "
+                f"{len(jobs)} cells are missing; raise budget_usd to go on."
+            )
+        limit = left if limit is None else min(limit, left)
+    steps = sum(job.cell.settings.steps for job in jobs)
+    with start_follower(layout.main):
+        return train_all(layout, jobs, workers=workers, on_change=watch(steps, len(jobs)), max_cost_usd=limit)
+
+
+def report_without_dvc(layout: Layout, slug: str) -> Standing:
+    """Collect, judge and report what there is of an incomplete study."""
+    collect_into(layout, slug, slug)
+    standing = judge_into(layout, slug)
+    report_into(layout, slug)
+    return standing
+
+
+def _is_news(line: str) -> bool:
+    return line.startswith(("muonlab: ", "evaluated ", "reading ", "training a ", "encoding "))

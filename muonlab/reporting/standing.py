@@ -1,0 +1,446 @@
+"""Where a study stands: every number of its report, computed from its snapshot and its evaluations alone.
+
+`judge` turns records into paired samples (refusing pairs whose runs did not start alike), asks `muonlab.stats`
+for estimates and verdicts, and adds cost, curves, failures and provenance. The report, verdict.json and the
+command line show this object and compute nothing of their own.
+
+Unless said otherwise: losses in nats/token, differences baseline - challenger (positive: challenger better),
+cost in USD, time in seconds.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import Literal
+
+from muonlab.registry.errors import UsageError
+from muonlab.registry.record import RunRecord
+from muonlab.registry.settings import Closed
+from muonlab.registry.snapshot import DeclaredCell, Snapshot
+from muonlab.registry.study import Decision as DeclaredRule
+from muonlab.registry.study import Role
+from muonlab.registry.verdict import Verdict
+from muonlab.stats.cost import CostPerPoint, cost_per_point
+from muonlab.stats.decision import Decision, decide_family
+from muonlab.stats.effect import Estimates, describe, evidence_path
+from muonlab.stats.guardrails import early_regress, identical_curves
+from muonlab.stats.rule import Rule
+from muonlab.stats.sample import PairedSample, Run
+
+CellState = Literal["completed", "diverged", "failed", "abandoned", "missing"]
+
+SAME_START = ("data", "tokenizer", "init", "order")
+"""What two runs must share to be a pair; code and environment are part of each cell's digest."""
+
+EVALUATION_TOLERANCE = 1e-5
+"""Relative. The evaluation repeats the training's own last one from the saved weights: bit for bit on one
+machine, within float32 rounding on another."""
+
+
+class Evaluation(Closed):
+    """One line of evaluations.jsonl: what the saved weights of a cell score, and a sample of what they write."""
+
+    arm: str
+    seed: int
+    cell_digest: str
+    weights_sha256: str | None
+    val_loss: float | None
+    perplexity: float | None
+    prompt: str
+    sample: str
+
+
+class CellStanding(Closed):
+    """One declared cell: its outcome, and all attempts at it."""
+
+    arm: str
+    role: Role
+    seed: int
+    digest: str
+    state: CellState
+    val_loss: float | None
+    perplexity: float | None
+    steps: int
+    attempts: int
+    wall_seconds: float
+    """Over all attempts."""
+    cost_usd: float
+    """Over all attempts."""
+    error: str | None
+    curve: list[tuple[int, float | None]]
+    """(step, validation loss) of the run that counts."""
+
+
+class PairDifference(Closed):
+    """The two losses of one seed, and their difference; a diverged run counts with the diverged loss."""
+
+    seed: int
+    baseline: float
+    challenger: float
+    difference: float
+
+
+class ArmComparison(Closed):
+    """One arm against the baseline: described always, decided when it is a challenger."""
+
+    arm: str
+    role: Role
+    estimates: Estimates
+    decision: Decision | None
+    differences: list[PairDifference]
+    evidence: list[tuple[int, float]]
+    """(number of pairs, E-value against `effect <= 0`) after each pair."""
+    seconds_per_point: CostPerPoint
+    """Wall seconds of a pair per percentage point of improvement, for machines without a price."""
+    pair_seconds: float
+    pair_cost_usd: float
+    missing: list[int]
+    """Declared seeds for which a run is missing in either arm."""
+    diverged: list[int]
+    failed: list[int]
+
+
+class Standing(Closed):
+    """All that is known of a study; every number of the report."""
+
+    schema_version: Literal[1] = 1
+    snapshot: Snapshot
+    cells: list[CellStanding]
+    comparisons: list[ArmComparison]
+    baseline_mean: float | None
+    baseline_sd: float | None
+    """Run-to-run standard deviation of the baseline's final loss."""
+    margin: float | None
+    """The smallest effect worth having, in nats/token."""
+    complete: bool
+    """Every declared cell has an outcome."""
+    integrity: list[str]
+    """What makes the study INVALID."""
+    notes: list[str]
+    evaluations: list[Evaluation]
+    total_seconds: float
+    total_cost_usd: float
+    lost_seconds: float
+    """Spent on attempts that did not become an outcome."""
+    lost_cost_usd: float
+
+    @property
+    def decided(self) -> list[ArmComparison]:
+        """The challengers' comparisons."""
+        return [c for c in self.comparisons if c.decision is not None]
+
+
+def judge(snapshot: Snapshot, evaluations: Sequence[Evaluation]) -> Standing:
+    """Judge a comparison from its snapshot and the evaluations of its weights.
+
+    Raises UsageError for a study that is not a comparison.
+    """
+    study = snapshot.study
+    if study.decision is None:
+        raise UsageError(f"experiments/{study.slug}: kind is {study.kind!r}; only a comparison has a verdict.")
+    cells = [_cell(snapshot, cell) for cell in snapshot.cells]
+    by_key = {(cell.arm, cell.seed): cell for cell in cells}
+    outcomes = {
+        (cell.arm, cell.seed): record
+        for cell in snapshot.cells
+        if (record := _outcome(snapshot.records, cell.digest)) is not None
+    }
+    integrity = [*snapshot.findings, *_evaluation_findings(evaluations, outcomes)]
+    arms = [arm for arm in study.arms if arm != study.baseline]
+    samples = {
+        arm: _sample(snapshot, arm, by_key, outcomes, [*integrity, *_unlike(study.baseline, arm, outcomes)])
+        for arm in arms
+    }
+    pair_seconds = {arm: _pair_mean(by_key, study.baseline, arm, "wall_seconds") for arm in arms}
+    pair_costs = {arm: _pair_mean(by_key, study.baseline, arm, "cost_usd") for arm in arms}
+    # One price serves the family's advice: the dearest challenger's, so that a plan is never under-priced.
+    rule = _rule(snapshot, study.decision, max((pair_costs[a] for a in study.challengers), default=0.0))
+    decisions = dict(zip(study.challengers, decide_family([samples[a] for a in study.challengers], rule), strict=True))
+    comparisons = []
+    for arm in arms:
+        own_rule = rule.model_copy(update={"price_per_pair_usd": pair_costs[arm]})
+        estimates = describe(samples[arm], own_rule)
+        comparisons.append(
+            ArmComparison(
+                arm=arm,
+                role=study.role(arm),
+                estimates=estimates,
+                decision=decisions.get(arm),
+                differences=_differences(samples[arm], estimates, rule),
+                evidence=evidence_path(samples[arm], rule),
+                seconds_per_point=cost_per_point(
+                    estimates.rel_diff_pct, estimates.rel_ci95_pct, pair_seconds[arm], unit="s"
+                ),
+                pair_seconds=pair_seconds[arm],
+                pair_cost_usd=pair_costs[arm],
+                missing=_seeds_in(by_key, study.seeds, (study.baseline, arm), ("missing", "abandoned")),
+                diverged=_seeds_in(by_key, study.seeds, (arm,), ("diverged",)),
+                failed=_seeds_in(by_key, study.seeds, (arm,), ("failed",)),
+            )
+        )
+    finals = [c.val_loss for c in cells if c.arm == study.baseline and c.val_loss is not None]
+    counted = {record.attempt_id for record in outcomes.values()}
+    lost = [r for r in snapshot.records if r.attempt_id not in counted]
+    return Standing(
+        snapshot=snapshot,
+        cells=cells,
+        comparisons=comparisons,
+        baseline_mean=math.fsum(finals) / len(finals) if finals else None,
+        baseline_sd=_sd(finals),
+        margin=next((c.estimates.margin for c in comparisons if c.estimates.margin is not None), None),
+        complete=all(cell.state in ("completed", "diverged") for cell in cells),
+        integrity=integrity,
+        notes=[*snapshot.notes, *_notes(snapshot)],
+        evaluations=list(evaluations),
+        total_seconds=math.fsum(r.wall_seconds for r in snapshot.records),
+        total_cost_usd=math.fsum(r.cost_usd for r in snapshot.records),
+        lost_seconds=math.fsum(r.wall_seconds for r in lost),
+        lost_cost_usd=math.fsum(r.cost_usd for r in lost),
+    )
+
+
+def verdict_json(standing: Standing, decision_sentence: str) -> dict[str, object]:
+    """The content of verdict.json: one verdict a challenger, and the study's decision in one sentence."""
+    snapshot = standing.snapshot
+    return {
+        "study": snapshot.study.slug,
+        "registration": snapshot.registration.registration if snapshot.registration else None,
+        "amended": snapshot.amended,
+        "ledger_sha256": snapshot.ledger_sha256,
+        "complete": standing.complete,
+        "verdicts": {
+            c.arm: {
+                "verdict": c.decision.verdict.value,
+                "reasons": list(c.decision.reasons),
+                "next_pairs": c.decision.next_pairs,
+                "next_cost_usd": c.decision.next_cost_usd,
+            }
+            for c in standing.comparisons
+            if c.decision is not None
+        },
+        "decision": decision_sentence,
+        "generated_from": [cell.digest for cell in standing.cells if cell.state != "missing"],
+    }
+
+
+def exit_code(standing: Standing) -> int:
+    """What `muon` returns for this standing: 5 for an INVALID study, 3 for an incomplete one, else 0."""
+    verdicts = {c.decision.verdict for c in standing.comparisons if c.decision is not None}
+    if Verdict.INVALID in verdicts:
+        return 5
+    return 3 if Verdict.INCOMPLETE in verdicts or not standing.complete else 0
+
+
+def _outcome(records: Iterable[RunRecord], digest: str) -> RunRecord | None:
+    """The attempt that counts for a cell: its first that ended with a result."""
+    return next((r for r in records if r.cell_digest == digest and r.is_result), None)
+
+
+def _cell(snapshot: Snapshot, cell: DeclaredCell) -> CellStanding:
+    attempts = [r for r in snapshot.records if r.cell_digest == cell.digest]
+    outcome = _outcome(attempts, cell.digest)
+    last = outcome or (attempts[-1] if attempts else None)
+    return CellStanding(
+        arm=cell.arm,
+        role=snapshot.study.role(cell.arm),
+        seed=cell.seed,
+        digest=cell.digest,
+        state=last.status if last else "missing",
+        val_loss=outcome.val_loss if outcome else None,
+        perplexity=outcome.perplexity if outcome else None,
+        steps=last.final_step if last else 0,
+        attempts=len(attempts),
+        wall_seconds=math.fsum(r.wall_seconds for r in attempts),
+        cost_usd=math.fsum(r.cost_usd for r in attempts),
+        error=last.error if last else None,
+        curve=[(point.step, point.val_loss) for point in outcome.curve] if outcome else [],
+    )
+
+
+def _sample(
+    snapshot: Snapshot,
+    arm: str,
+    cells: dict[tuple[str, int], CellStanding],
+    outcomes: dict[tuple[str, int], RunRecord],
+    integrity: list[str],
+) -> PairedSample:
+    study = snapshot.study
+
+    def runs(name: str) -> tuple[Run, ...]:
+        found = []
+        for seed in study.seeds:
+            cell = cells[(name, seed)]
+            if cell.state in ("completed", "diverged", "failed"):
+                found.append(Run.model_validate({"seed": seed, "loss": cell.val_loss, "status": cell.state}))
+        return tuple(found)
+
+    started = [s for s in study.seeds if any(cells[(a, s)].state != "missing" for a in study.arms)]
+    missing = tuple(
+        f"cell {name}-{seed} is {cells[(name, seed)].state}; run it with `muon study run {study.slug}`"
+        for seed in started
+        for name in (study.baseline, arm)
+        if cells[(name, seed)].state in ("missing", "abandoned")
+    )
+    return PairedSample(
+        arm=arm,
+        baseline=runs(study.baseline),
+        challenger=runs(arm),
+        provenance=study.provenance,
+        early_regress=_early_regress(snapshot, arm, cells),
+        integrity_failures=tuple(dict.fromkeys(integrity)),
+        missing_cells=missing,
+    )
+
+
+def _early_regress(snapshot: Snapshot, arm: str, cells: dict[tuple[str, int], CellStanding]) -> float | None:
+    """Early regress over the seeds whose two curves share their early evaluations."""
+    study = snapshot.study
+    pairs = [
+        (dict(cells[(study.baseline, s)].curve), dict(cells[(arm, s)].curve))
+        for s in study.seeds
+        if cells[(study.baseline, s)].curve and cells[(arm, s)].curve
+    ]
+    if not pairs:
+        return None
+    # A run that diverged early stops there; the evaluations it did not reach count with the diverged loss.
+    steps = sorted({step for base, _ in pairs for step in base if step > 0})
+    nan = math.nan
+
+    def losses(curves: list[dict[int, float | None]]) -> list[list[float]]:
+        return [[nan if c.get(step) is None else float(c[step] or 0.0) for step in steps] for c in curves]
+
+    return early_regress(
+        steps,
+        losses([base for base, _ in pairs]),
+        losses([challenger for _, challenger in pairs]),
+        total_steps=snapshot.settings.steps,
+        diverged_loss=math.log(snapshot.settings.data.vocab_size),
+    )
+
+
+def _unlike(baseline: str, arm: str, outcomes: dict[tuple[str, int], RunRecord]) -> list[str]:
+    """Why the runs of a seed are not a pair: they did not start alike, or are the same run."""
+    found = []
+    identical = []
+    seeds = [seed for name, seed in outcomes if name == arm and (baseline, seed) in outcomes]
+    for seed in seeds:
+        ours, theirs = outcomes[(baseline, seed)], outcomes[(arm, seed)]
+        unlike = [n for n in SAME_START if getattr(ours.hashes, n) != getattr(theirs.hashes, n)]
+        if unlike:
+            found.append(
+                f"seed {seed}: {baseline} and {arm} do not share their {' and '.join(unlike)} (hashes differ), "
+                "so they are not a pair"
+            )
+        curves = [[p.val_loss if p.val_loss is not None else math.nan for p in r.curve] for r in (ours, theirs)]
+        if identical_curves(*curves):
+            identical.append(seed)
+    if identical and len(identical) == len(seeds):
+        found.append(
+            f"suspect: {arm} and {baseline} have identical loss curves on every seed; did the arm do anything?"
+        )
+    return found
+
+
+def _evaluation_findings(evaluations: Sequence[Evaluation], outcomes: dict[tuple[str, int], RunRecord]) -> list[str]:
+    """Where the saved weights do not score what the record of their training says."""
+    found = []
+    for line in evaluations:
+        record = outcomes.get((line.arm, line.seed))
+        if record is None or record.val_loss is None or record.cell_digest != line.cell_digest:
+            continue
+        if line.val_loss is None or not math.isclose(line.val_loss, record.val_loss, rel_tol=EVALUATION_TOLERANCE):
+            found.append(
+                f"cell {line.arm}-{line.seed}: its weights score {line.val_loss} nats/token, its record says "
+                f"{record.val_loss}; one of the two was edited"
+            )
+    return found
+
+
+def _rule(snapshot: Snapshot, declared: DeclaredRule, price_per_pair_usd: float) -> Rule:
+    percent = isinstance(declared.min_effect, str)
+    size = float(str(declared.min_effect).rstrip("%"))
+    return Rule(
+        min_effect=size,
+        min_effect_unit="percent" if percent else "nats",
+        alpha=declared.alpha,
+        plan="sequential" if declared.plan == "sequential" else "fixed",
+        fixed_n=None if declared.plan == "sequential" else declared.plan.fixed,
+        n_min=declared.n_min,
+        n_max=declared.n_max,
+        g=declared.g,
+        max_early_regress=float(str(declared.max_early_regress).rstrip("%")) / 100,
+        diverged_loss=math.log(snapshot.settings.data.vocab_size),
+        amended=snapshot.amended,
+        price_per_pair_usd=price_per_pair_usd,
+    )
+
+
+def _differences(sample: PairedSample, estimates: Estimates, rule: Rule) -> list[PairDifference]:
+    def counted(run: Run) -> float:
+        loss = run.loss if run.status == "completed" else rule.diverged_loss
+        assert loss is not None
+        return loss
+
+    base = {run.seed: run for run in sample.baseline}
+    chal = {run.seed: run for run in sample.challenger}
+    return [
+        PairDifference(
+            seed=seed,
+            baseline=counted(base[seed]),
+            challenger=counted(chal[seed]),
+            difference=counted(base[seed]) - counted(chal[seed]),
+        )
+        for seed in estimates.seeds
+    ]
+
+
+def _pair_mean(
+    cells: dict[tuple[str, int], CellStanding],
+    baseline: str,
+    arm: str,
+    field: Literal["wall_seconds", "cost_usd"],
+) -> float:
+    """Mean over finished cells of the baseline plus that of the arm: what the next pair may be expected to take."""
+    total = 0.0
+    for name in (baseline, arm):
+        spent = [getattr(c, field) for (a, _), c in cells.items() if a == name and c.state != "missing"]
+        total += math.fsum(spent) / len(spent) if spent else 0.0
+    return total
+
+
+def _seeds_in(
+    cells: dict[tuple[str, int], CellStanding],
+    seeds: list[int],
+    arms: Sequence[str],
+    states: Sequence[CellState],
+) -> list[int]:
+    return [s for s in seeds if any(cells[(arm, s)].state in states for arm in arms)]
+
+
+def _notes(snapshot: Snapshot) -> list[str]:
+    notes = []
+    if snapshot.amended:
+        notes.append("the declaration was changed after it was registered: plan amended, only the e-process decides")
+    study = snapshot.study
+    if study.tuning == "untuned":
+        notes.append("the arms' learning rates are untuned")
+    digests = {cell.digest for cell in snapshot.cells}
+    extra = sorted({(r.arm, r.seed) for r in snapshot.records if r.cell_digest not in digests and r.is_result})
+    if extra:
+        listed = ", ".join(f"{arm}-{seed}" for arm, seed in extra)
+        notes.append(f"recorded in this study's name but outside its declared grid, and not counted: {listed}")
+    for cell in snapshot.cells:
+        attempts = [r for r in snapshot.records if r.cell_digest == cell.digest]
+        failed = [r for r in attempts if not r.is_result]
+        if failed and _outcome(attempts, cell.digest):
+            reasons = "; ".join(f"attempt {r.attempt} {r.status}: {r.error}" for r in failed)
+            notes.append(f"cell {cell.arm}-{cell.seed} has an outcome after {len(failed)} lost attempts ({reasons})")
+    return notes
+
+
+def _sd(values: list[float]) -> float | None:
+    if len(values) < 2:
+        return None
+    mean = math.fsum(values) / len(values)
+    return math.sqrt(math.fsum((v - mean) ** 2 for v in values) / (len(values) - 1))

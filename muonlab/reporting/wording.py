@@ -1,0 +1,483 @@
+"""Every sentence of a report that carries a number, made from the objects that hold the number.
+
+Rules of the wording: the verdict first; a difference that is not established is never called no difference; a
+percentage says of what; a broken guardrail stands beside the verdict; what is partial, INVALID or INCOMPLETE
+says so before anything else. Differences are baseline - challenger in nats/token: positive is better.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import Literal
+
+from muonlab.registry.verdict import Verdict
+from muonlab.reporting.standing import ArmComparison, CellStanding, Standing
+from muonlab.stats.decision import Decision
+
+ABSENT = "–"
+"""Stands where a number does not exist; why it does not is said beside it."""
+
+DETAILED_CLAUSES = 3
+"""With more challengers the quotable sentence names them by verdict, and the table holds each one's effect."""
+
+Finding = Literal[
+    "invalid", "incomplete", "go", "ruled_out", "guardrail", "unstable", "equivalent", "open", "ended", "reported"
+]
+ORDER: tuple[Finding, ...] = (
+    "invalid",
+    "incomplete",
+    "go",
+    "ruled_out",
+    "guardrail",
+    "unstable",
+    "equivalent",
+    "open",
+    "ended",
+    "reported",
+)
+ARCHIVED: tuple[Finding, ...] = ("ruled_out", "guardrail", "unstable", "equivalent")
+UNDECIDED: tuple[Finding, ...] = ("open", "ended", "reported")
+
+
+# Numbers
+
+
+def plain(value: float, digits: int = 3) -> str:
+    """A number with `digits` significant digits, without an exponent where that stays short."""
+    if value == 0:
+        return "0"
+    exponent = math.floor(math.log10(abs(value)))
+    if not -6 < exponent < 9:
+        return f"{value:.{digits - 1}e}"
+    return f"{value:,.{max(0, digits - 1 - exponent)}f}"
+
+
+def signed(value: float, scale: float) -> str:
+    """A difference with its sign, to three significant digits of `scale` (its interval's half width)."""
+    if scale == 0:
+        return f"{value:+g}"
+    exponent = math.floor(math.log10(scale))
+    if not -8 < exponent < 6:
+        return f"{value:+.2e}"
+    return f"{value:+,.{max(0, 2 - exponent)}f}"
+
+
+def half_width(interval: tuple[float, float] | None, value: float) -> float:
+    """The scale at which an estimate is worth printing: its uncertainty, or itself where there is none."""
+    return (interval[1] - interval[0]) / 2 if interval else abs(value)
+
+
+def bracket(interval: tuple[float, float], unit: str = "") -> str:
+    """An interval as `[-0.0267, -0.0012]`, both ends to the same digit."""
+    scale = half_width(interval, 0.0)
+    return f"[{signed(interval[0], scale)}{unit}, {signed(interval[1], scale)}{unit}]"
+
+
+def percent_of(fraction: float) -> str:
+    """A fraction as a percentage with a sign."""
+    return f"{100 * fraction:+.2f}%"
+
+
+def money(usd: float) -> str:
+    """An amount in USD; what is under a cent shows its first digits."""
+    return f"${usd:,.2f}" if usd == 0 or usd >= 0.01 else f"${usd:.2g}"
+
+
+def duration(seconds: float) -> str:
+    """A time span in the unit people would use for it."""
+    if seconds < 120:
+        return f"{seconds:.3g} s"
+    if seconds < 7200:
+        return f"{seconds / 60:.1f} min"
+    return f"{seconds / 3600:,.1f} h"
+
+
+def count(number: int, noun: str) -> str:
+    """`1 pair`, `5 pairs`."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def listed(names: Iterable[object]) -> str:
+    """`a`, `a and b`, `a, b and c`."""
+    words = [str(name) for name in names]
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}" if words else "none"
+
+
+def price(standing: Standing, usd: float, seconds: float) -> str:
+    """What something costs: dollars where the study has a price, and time in any case."""
+    time = f"about {duration(seconds)} of computing"
+    return f"{money(usd)}, {time}" if standing.snapshot.study.price_usd_per_gpu_hour > 0 else time
+
+
+# Parts of sentences
+
+
+def margin_text(standing: Standing) -> str:
+    """The smallest effect worth having as it was declared, and in nats/token."""
+    study = standing.snapshot.study
+    assert study.decision is not None
+    declared = study.decision.min_effect
+    if not isinstance(declared, str):
+        return f"{plain(declared)} nats/token"
+    absolute = "" if standing.margin is None else f" ({plain(standing.margin)} nats/token)"
+    return f"{declared} of {study.baseline}'s mean loss{absolute}"
+
+
+def effect_text(standing: Standing, comparison: ArmComparison) -> str:
+    """The estimated effect with its interval, in nats/token and in percent of the baseline's loss."""
+    e = comparison.estimates
+    if e.mean_diff is None or e.rel_diff_pct is None:
+        return f"no effect can be estimated: {e.undefined['mean_diff']}"
+    scale = half_width(e.ci95, e.mean_diff)
+    sign = "positive is better" if e.mean_diff > 0 else "negative is worse"
+    size = f"effect {signed(e.mean_diff, scale)} nats/token"
+    share = signed(e.rel_diff_pct, half_width(e.rel_ci95_pct, e.rel_diff_pct))
+    baseline = standing.snapshot.study.baseline
+    interval = f"95% interval {bracket(e.ci95)}" if e.ci95 else f"no interval: {e.undefined['ci95']}"
+    return f"{size}, {interval}; {share}% of {baseline}'s loss; {sign}"
+
+
+def broken_guardrails(standing: Standing, comparison: ArmComparison) -> list[str]:
+    """The guardrails that this arm broke, each with its limit."""
+    e, declared = comparison.estimates, standing.snapshot.study.decision
+    assert declared is not None
+    baseline = standing.snapshot.study.baseline
+    broken = []
+    if e.challenger_diverged:
+        broken.append(f"{e.challenger_diverged} of its {count(e.n, 'run')} diverged ({e.baseline_diverged} of {baseline}'s)")
+    limit = str(declared.max_early_regress)
+    if e.early_regress is not None and 100 * e.early_regress > float(limit.rstrip("%")):
+        broken.append(
+            f"in the first 30% of the steps it was {100 * e.early_regress:.2f}% of {baseline}'s loss worse, "
+            f"over the limit of {limit}"
+        )
+    return broken
+
+
+def finding(standing: Standing, comparison: ArmComparison) -> Finding:
+    """Which of the sentences a challenger's decision calls for."""
+    decision, e = comparison.decision, comparison.estimates
+    study = standing.snapshot.study
+    assert decision is not None
+    assert study.decision is not None
+    match decision.verdict:
+        case Verdict.INVALID:
+            return "invalid"
+        case Verdict.INCOMPLETE:
+            return "incomplete"
+        case Verdict.GO:
+            return "go"
+        case Verdict.EQUIVALENT:
+            return "equivalent"
+        case Verdict.INCONCLUSIVE:
+            if study.provenance == "reported":
+                return "reported"
+            return "ended" if decision.next_pairs is None else "open"
+    # A NO_GO has three reasons: the plan ended unstable; all but a guardrail was good; else B was established.
+    plan = study.decision.plan
+    last = study.decision.n_max if plan == "sequential" else plan.fixed
+    if decision.n >= last and e.challenger_diverged > e.baseline_diverged:
+        return "unstable"
+    assert e.mean_diff is not None
+    assert e.margin is not None
+    return "guardrail" if e.mean_diff >= e.margin else "ruled_out"
+
+
+def groups(standing: Standing) -> list[tuple[Finding, list[ArmComparison]]]:
+    """The challengers by what was found, gravest first."""
+    found = [(finding(standing, c), c) for c in standing.decided]
+    return [(kind, same) for kind in ORDER if (same := [c for k, c in found if k == kind])]
+
+
+def outcomes_text(standing: Standing) -> str:
+    """How much of the declared grid has an outcome, and what became of the rest."""
+    states = [cell.state for cell in standing.cells]
+    done = states.count("completed") + states.count("diverged")
+    rest = [f"{states.count(s)} {s}" for s in ("diverged", "failed", "abandoned", "missing") if s in states]
+    return f"{done} of {len(states)} declared runs have an outcome" + (f" ({', '.join(rest)})" if rest else "")
+
+
+# The verdict
+
+
+def headline(standing: Standing) -> str:
+    """The verdicts as a title."""
+    baseline = standing.snapshot.study.baseline
+    kinds = groups(standing)
+    says: dict[Finding, str] = {
+        "invalid": "INVALID: no verdict on {}",
+        "incomplete": "INCOMPLETE: no verdict yet on {}",
+        "go": f"Adopt {{}} in place of {baseline}",
+        "ruled_out": "Archive {}",
+        "guardrail": "Archive {}: a guardrail failed",
+        "unstable": "Archive {} as unstable",
+        "equivalent": f"Archive {{}} as equivalent to {baseline}",
+        "open": "Undecided on {}",
+        "ended": f"Undecided on {{}} when the plan ended: keep {baseline}",
+        "reported": "Undecided on {}: reported by others, not run here",
+    }
+    return ". ".join(says[kind].format(listed(c.arm for c in same)) for kind, same in kinds) + "."
+
+
+def decision_sentence(standing: Standing) -> str:
+    """The one sentence to quote: the verdict on every challenger, with the numbers that carry it."""
+    clauses: list[str] = []
+    pivoted = False
+    brief = len(standing.decided) > DETAILED_CLAUSES
+    for kind, same in groups(standing):
+        together = brief or kind in ("invalid", "incomplete")
+        for members in [same] if together else [[c] for c in same]:
+            pivot = ""
+            if kind in ARCHIVED and not pivoted:
+                pivot = _pivot(standing)
+                pivoted = True
+            clauses.append(_clause(standing, kind, members, pivot))
+    sentence = "; ".join(clauses) + "."
+    if not standing.complete:
+        return f"Partial, {outcomes_text(standing)}: {sentence}"
+    return sentence[0].upper() + sentence[1:]
+
+
+def _pivot(standing: Standing) -> str:
+    """What follows `archive X`: the declared next method, unless this study has something to say of it."""
+    study = standing.snapshot.study
+    kept = f" and keep {study.baseline}"
+    if any(kind == "go" for kind, _ in groups(standing)):
+        return ""
+    if study.on_archive is None or study.on_archive == study.baseline:
+        return kept
+    decided = {c.arm: finding(standing, c) for c in standing.decided}
+    kind = decided.get(study.on_archive)
+    if kind in ARCHIVED:
+        # The method to pivot to is archived by this very study.
+        return kept
+    if kind is None:
+        return f" and pivot to {study.on_archive}"
+    return f" and pivot to {study.on_archive}, on which this study has no decision either"
+
+
+def _clause(standing: Standing, kind: Finding, members: Sequence[ArmComparison], pivot: str) -> str:
+    study = standing.snapshot.study
+    baseline = study.baseline
+    names = listed(c.arm for c in members)
+    one = members[0] if len(members) == 1 else None
+    margin = margin_text(standing)
+    after = _after(members)
+    evidence = f" ({effect_text(standing, one)})" if one else " (the table holds each effect)"
+    guard = ""
+    if one and kind not in ("guardrail", "unstable") and (broken := broken_guardrails(standing, one)):
+        guard = f", and a guardrail failed: {'; '.join(broken)}"
+    match kind:
+        case "invalid":
+            return f"INVALID, no verdict on {names}: {_first_reason(members)}"
+        case "incomplete":
+            return f"INCOMPLETE, no verdict on {names}: {_why_incomplete(standing, members)}"
+        case "go":
+            return (
+                f"adopt {names} in place of {baseline}: an improvement is established {after}, and its estimate "
+                f"reaches the smallest effect worth having, {margin}{evidence}"
+            )
+        case "ruled_out":
+            ruled = f"an improvement over {baseline} of {margin} is ruled out {after}"
+            return f"archive {names}{pivot}: {ruled}{evidence}{guard}"
+        case "guardrail":
+            why = f": {'; '.join(broken_guardrails(standing, one))}" if one else ""
+            return (
+                f"archive {names}{pivot}: {after} the improvement over {baseline} would be adopted, but a "
+                f"guardrail failed{why}{evidence}"
+            )
+        case "unstable":
+            why = f": {'; '.join(broken_guardrails(standing, one))}" if one else f" more often than {baseline}'s"
+            return f"archive {names}{pivot} as unstable: runs diverged{why}, when the plan ended{evidence}"
+        case "equivalent":
+            return (
+                f"archive {names}{pivot} as equivalent to {baseline}: {after} a difference of {margin} is ruled "
+                f"out in both directions{evidence}{guard}"
+            )
+        case "open":
+            next_ = f"; {_next_pairs(standing, one)}" if one else ""
+            return (
+                f"undecided on {names}: {after} an improvement over {baseline} of {margin} is neither ruled out "
+                f"nor established enough to adopt{evidence}{guard}{next_}"
+            )
+        case "ended":
+            return (
+                f"undecided on {names}, keep {baseline}: {after} the plan has ended, and an improvement of "
+                f"{margin} is neither ruled out nor established enough to adopt, which is not evidence of no "
+                f"effect{evidence}{guard}"
+            )
+        case "reported":
+            return (
+                f"undecided on {names}: {after}, reported by others and not run here, so that no decision can "
+                f"rest on them{evidence}{guard}"
+            )
+
+
+def _after(members: Sequence[ArmComparison]) -> str:
+    numbers = sorted({c.estimates.n for c in members})
+    if len(numbers) == 1:
+        return f"after {count(numbers[0], 'pair')}"
+    return f"after {numbers[0]} to {numbers[-1]} pairs"
+
+
+def _first_reason(members: Sequence[ArmComparison]) -> str:
+    """The first finding, and how many more there are; the report lists them all."""
+    found = list(dict.fromkeys(reason for c in members if c.decision for reason in c.decision.reasons))
+    more = f" (and {len(found) - 1} more below)" if len(found) > 1 else ""
+    return found[0].rstrip(".") + more
+
+
+def _why_incomplete(standing: Standing, members: Sequence[ArmComparison]) -> str:
+    arms = {standing.snapshot.study.baseline, *(c.arm for c in members)}
+    cells = [cell for cell in standing.cells if cell.arm in arms]
+    lacking = [c for c in cells if c.state not in ("completed", "diverged")]
+    if not lacking:
+        return _first_reason(members)
+    if len(lacking) == len(cells) and all(c.state == "missing" for c in cells):
+        return "none of its runs has been made"
+    states = [c.state for c in lacking]
+    parts = [f"{states.count(s)} {s}" for s in ("failed", "abandoned", "missing") if s in states]
+    return f"of the {len(cells)} runs that it needs, {len(lacking)} have no outcome ({', '.join(parts)})"
+
+
+# What to do next
+
+
+def _next_pairs(standing: Standing, comparison: ArmComparison) -> str:
+    """The next pairs that an INCONCLUSIVE decision asks for, with price and predictive chance."""
+    decision = comparison.decision
+    assert decision is not None
+    assert decision.next_pairs is not None
+    assert decision.next_cost_usd is not None
+    cost = price(standing, decision.next_cost_usd, decision.next_pairs * comparison.pair_seconds)
+    pairs = f"the next {count(decision.next_pairs, 'pair')}" if decision.next_pairs > 1 else "the next pair"
+    return f"{pairs} ({cost}){_chance(decision)}{_over_budget(standing, decision.next_cost_usd)}"
+
+
+def _chance(decision: Decision) -> str:
+    if decision.decision_chance is None:
+        first = decision.earliest_go_n
+        return " would make a first GO possible" if first == decision.n + (decision.next_pairs or 0) else ""
+    decide = "decides" if decision.next_pairs == 1 else "decide"
+    return f" {decide} with a predictive chance of {decision.decision_chance:.0%}"
+
+
+def _over_budget(standing: Standing, usd: float) -> str:
+    study = standing.snapshot.study
+    left = max(0.0, study.budget_usd - standing.total_cost_usd)
+    if study.price_usd_per_gpu_hour == 0 or usd <= left:
+        return ""
+    return f", more than the {money(left)} left of the budget of {money(study.budget_usd)}"
+
+
+def next_step(standing: Standing) -> str:
+    """What to do now and what it costs."""
+    study = standing.snapshot.study
+    by_kind = dict(groups(standing))
+    steps: list[str] = []
+    if "invalid" in by_kind:
+        steps.append("Mend what contradicts itself (the reasons are below) before any further run is paid for.")
+    lacking = [c for c in standing.cells if c.state not in ("completed", "diverged")]
+    if lacking:
+        seconds, usd = _expected(standing, lacking)
+        known = f" ({price(standing, usd, seconds)})" if seconds > 0 else ""
+        what = f"the {count(len(lacking), 'run')} without an outcome" if len(lacking) > 1 else "the one run without an outcome"
+        steps.append(f"Make {what} with `muon study run {study.slug}`{known}.")
+    if "go" in by_kind:
+        names = listed(c.arm for c in by_kind["go"])
+        choice = (
+            " Picking the best of several on these seeds flatters the pick: confirm it on fresh seeds."
+            if len(by_kind["go"]) > 1
+            else ""
+        )
+        steps.append(f"Adopt {names} on this workload; no further pair is asked for.{choice}")
+    if any(kind in by_kind for kind in ARCHIVED):
+        names = listed(c.arm for kind in ARCHIVED for c in by_kind.get(kind, []))
+        steps.append(f"Archive {names}{_pivot(standing)}; no further pair is asked for.")
+    for comparison in by_kind.get("open", []):
+        steps.append(f"For {comparison.arm}, add seeds: {_next_pairs(standing, comparison)}.")
+    if "ended" in by_kind:
+        names = listed(c.arm for c in by_kind["ended"])
+        steps.append(f"Keep {study.baseline} over {names}: the plan has no pairs left, and this study buys no more.")
+    if "reported" in by_kind:
+        names = listed(c.arm for c in by_kind["reported"])
+        steps.append(f"To decide on {names}, declare a study and run the pairs here.")
+    return " ".join(steps)
+
+
+def _expected(standing: Standing, cells: Sequence[CellStanding]) -> tuple[float, float]:
+    """Seconds and dollars to expect for these cells: the mean of their arm's finished ones, else of all."""
+
+    def finished(arm: str | None) -> list[CellStanding]:
+        done = ("completed", "diverged")
+        return [c for c in standing.cells if c.state in done and arm in (None, c.arm)]
+
+    seconds = usd = 0.0
+    for cell in cells:
+        alike = finished(cell.arm) or finished(None)
+        if alike:
+            seconds += math.fsum(c.wall_seconds for c in alike) / len(alike)
+            usd += math.fsum(c.cost_usd for c in alike) / len(alike)
+    return seconds, usd
+
+
+def status_line(standing: Standing) -> str:
+    """What was declared and run, and what it cost so far."""
+    snapshot = standing.snapshot
+    registration = snapshot.registration
+    if registration is None:
+        declared = "The declaration was not registered"
+    elif snapshot.amended:
+        declared = f"Registered {registration.registered_at} and amended since: only the E-value decides"
+    else:
+        declared = f"Registered {registration.registered_at}, not amended"
+    spent = duration(standing.total_seconds)
+    if snapshot.study.price_usd_per_gpu_hour > 0:
+        spent = f"{money(standing.total_cost_usd)} and {spent}"
+    return f"{declared}. {outcomes_text(standing).capitalize()}. Spent: {spent} of computing."
+
+
+def limits(standing: Standing) -> list[str]:
+    """What this study cannot tell, in plain words."""
+    snapshot = standing.snapshot
+    study, settings = snapshot.study, snapshot.settings
+    assert study.decision is not None
+    pairs = sorted({c.estimates.n for c in standing.decided})
+    found = []
+    if pairs:
+        few = f"{pairs[0]}" if len(pairs) == 1 else f"{pairs[0]} to {pairs[-1]}"
+        noun = "pair" if pairs == [1] else "pairs"
+        detectable = [
+            f"{plain(c.estimates.mde_80)} nats/token for {c.arm}"
+            for c in standing.decided
+            if c.estimates.mde_80 is not None
+        ]
+        could = f" At the spread seen here, they find with a chance of 80% a true effect of {listed(detectable)}." if detectable else ""
+        found.append(f"Few seeds: the verdicts rest on {few} {noun} of runs.{could}")
+    found.append(
+        "Skewed noise: the error rates hold for normal and for symmetric heavy-tailed noise. Where rare seeds are "
+        "much worse than the rest, no method protects the mean; only the divergence guardrail does."
+    )
+    tokens = settings.steps * settings.batch_size * settings.data.sequence_length
+    found.append(
+        f"One small workload: {study.workload} trains {count(len(settings.model.layers), 'layer')} of width "
+        f"{settings.model.hidden_size} on {tokens:,} tokens ({settings.steps} steps of {settings.batch_size} x "
+        f"{settings.data.sequence_length}). Whether a difference, or its absence, carries over to a larger model, a "
+        "longer run or other data is not tested here."
+    )
+    if study.tuning == "untuned":
+        found.append("Untuned: the learning rates were not tuned, so that a difference may be one of tuning.")
+    else:
+        found.append(
+            f"Tuning: the learning rates are those of the tuning study {study.tuning}; its grid bounds how well each arm could do."
+        )
+    if len(study.challengers) > 1:
+        found.append(
+            f"Selection: the better of {len(study.challengers)} challengers on these seeds looks better than it is; "
+            "a pick needs seeds that did not choose it."
+        )
+    if study.provenance == "reported":
+        found.append("Reported by others: nothing here was run here, and the pairing of the runs could not be checked.")
+    found += list(dict.fromkeys(note for c in standing.comparisons for note in c.estimates.notes))
+    return found

@@ -1,0 +1,355 @@
+"""The verdict on one challenger, or on a family of them, from all current pairs; never latched.
+
+    1. integrity failure -> INVALID; a gap or failed cell in the seeds so far -> INCOMPLETE
+    2. a diverged challenger is never GO; more divergences than the baseline at the last look -> NO_GO
+    3. GO: A, mean >= min_effect and not B, guardrails hold; GO but for a guardrail -> NO_GO
+    4. EQUIVALENT: B and C        5. NO_GO: B and not C        6. else INCONCLUSIVE, with the next pairs and
+    their price
+
+A, B, C and the family's correction are in `kernel.py`. Results reported by others are capped at INCONCLUSIVE.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from muonlab.registry.verdict import Verdict
+from muonlab.stats.effect import Estimates, estimate
+from muonlab.stats.evidence import e_from_log, first_attainable_n
+from muonlab.stats.kernel import Cache, Outcome, decide_moments, decides_by_t, is_last_look
+from muonlab.stats.predict import DECISION_CHANCE, decision_chances, next_pairs
+from muonlab.stats.result import Result
+from muonlab.stats.rule import Rule
+from muonlab.stats.sample import PairedSample, Pairs, pair
+
+NOT_TESTED = "not tested: see the reasons"
+NOT_NO_EFFECT = "keep the baseline; this is not evidence of no effect"
+
+
+class Decision(Result):
+    """The verdict on one challenger, the sentences that give its reasons, and what to do next."""
+
+    arm: str
+    n: int
+    verdict: Verdict
+    reasons: tuple[str, ...]
+    next_pairs: int | None
+    next_cost_usd: float | None
+    decision_chance: float | None
+    """Predictive chance that the next pairs decide."""
+    e_improves: float | None
+    """A: evidence against effect <= 0."""
+    e_below_margin: float | None
+    """B: evidence against effect >= min_effect."""
+    e_above_minus_margin: float | None
+    """C: evidence against effect <= -min_effect."""
+    level_improves: float
+    level_below_margin: float
+    level_above_minus_margin: float
+    family_size: int
+    p_adjusted: float | None
+    """Holm over the family, of the one-sided paired t p-values: exact for one look at a fixed n only."""
+    earliest_go_n: int | None
+
+
+def decide(sample: PairedSample, rule: Rule, *, t_star_cache: Cache | None = None) -> Decision:
+    """Decide one challenger that is its whole family."""
+    return decide_family([sample], rule, t_star_cache=t_star_cache)[0]
+
+
+def decide_family(
+    samples: Sequence[PairedSample], rule: Rule, *, t_star_cache: Cache | None = None
+) -> tuple[Decision, ...]:
+    """Decide every challenger of a family, in the order given; control and reference arms don't belong in it.
+
+    t_star_cache: the caller's table of simulated t*, read and extended. Raises ValueError on an empty family,
+    on arms of the same name, and where a run diverged without a diverged_loss in the rule.
+    """
+    names = [sample.arm for sample in samples]
+    if not names or len(set(names)) != len(names):
+        raise ValueError(f"family: arms {names}; give at least one challenger, each once")
+    arms = [_Arm.of(sample, rule) for sample in samples]
+    n = np.array([arm.pairs.n for arm in arms])
+    # An arm without a usable sample stays in the family, and can't be rejected.
+    moments = np.array([arm.pairs.moments if arm.usable else (np.nan, np.nan) for arm in arms])
+    outcome = decide_moments(
+        n,
+        moments[:, 0],
+        moments[:, 1],
+        np.array([arm.pairs.margin for arm in arms]),
+        rule,
+        family_size=len(arms),
+        unstable=np.array([arm.more_divergences for arm in arms]) & is_last_look(n, rule),
+        blocked=np.array([bool(arm.broken) for arm in arms]),
+        cache=t_star_cache,
+    )
+    adjusted = holm([arm.estimates.p_one_sided if arm.usable else None for arm in arms])
+    return tuple(
+        _conclude(
+            arm,
+            _tests_of(outcome, i),
+            Verdict(str(outcome.verdict[i])),
+            adjusted[i],
+            len(arms),
+            rule,
+            t_star_cache,
+        )
+        for i, arm in enumerate(arms)
+    )
+
+
+def holm(p: Sequence[float | None]) -> list[float | None]:
+    """Holm's adjusted p-values, in order; an undefined one counts in the family and stays undefined."""
+    order = sorted(range(len(p)), key=lambda i: 1.0 if (value := p[i]) is None else value)
+    adjusted: list[float | None] = [None] * len(p)
+    running = 0.0
+    for rank, i in enumerate(order):
+        value = p[i]
+        if value is not None:
+            running = max(running, min(1.0, (len(p) - rank) * value))
+            adjusted[i] = running
+    return adjusted
+
+
+def earliest_go(rule: Rule, level: float) -> int | None:
+    """The smallest number of pairs at which GO is possible at this one-sided level; None if the plan never
+    gets there."""
+    if rule.plan == "fixed":
+        return rule.fixed_n if isinstance(rule.fixed_n, int) else rule.n_min
+    n = max(rule.n_min, first_attainable_n(level, rule.g))
+    if n <= rule.n_max:
+        return n
+    return None if rule.amended else rule.n_max
+
+
+@dataclass(frozen=True)
+class _Arm:
+    """A challenger with everything its verdict is made of, before the tests."""
+
+    sample: PairedSample
+    pairs: Pairs
+    estimates: Estimates
+    broken: tuple[str, ...]
+
+    @classmethod
+    def of(cls, sample: PairedSample, rule: Rule) -> "_Arm":
+        pairs = pair(sample, rule)
+        e = estimate(pairs, sample, rule)
+        return cls(sample, pairs, e, _broken_guardrails(e, rule))
+
+    @property
+    def usable(self) -> bool:
+        return not (self.pairs.invalid or self.pairs.incomplete)
+
+    @property
+    def more_divergences(self) -> bool:
+        return self.estimates.challenger_diverged > self.estimates.baseline_diverged
+
+
+@dataclass(frozen=True)
+class _Test:
+    """One of A, B, C for one arm."""
+
+    claim: str
+    e_value: float
+    t: float
+    rejected: bool
+    level: float
+
+    def sentence(self, rule: Rule) -> str:
+        """What is established, or only that it is not."""
+        verb = "established" if self.rejected else "not established"
+        if decides_by_t(rule):
+            return f"{self.claim}: {verb} (t = {self.t:.3f}, one-sided level {self.level:.4g})"
+        limit = 1 / self.level
+        comparison = ">=" if self.e_value >= limit else "<"
+        by_t = (
+            f", but t = {self.t:.3f} reaches t* at the last planned pair"
+            if self.rejected and self.e_value < limit
+            else ""
+        )
+        return f"{self.claim}: {verb} (E = {self.e_value:.4g} {comparison} {limit:.4g}{by_t})"
+
+
+CLAIMS = (
+    "an improvement above 0 (A)",
+    "an improvement below min_effect (B)",
+    "no harm beyond min_effect (C)",
+)
+Tests = tuple[_Test, _Test, _Test]
+
+
+def _tests_of(outcome: Outcome, i: int) -> Tests:
+    a, b, c = (
+        _Test(claim, e_from_log(test.log_e[i]), float(test.t[i]), bool(rejected[i]), float(level[i]))
+        for claim, test, rejected, level in zip(CLAIMS, outcome.tests, outcome.rejected, outcome.levels, strict=True)
+    )
+    return a, b, c
+
+
+def _broken_guardrails(e: Estimates, rule: Rule) -> tuple[str, ...]:
+    broken = []
+    if e.challenger_diverged:
+        broken.append(f"{e.challenger_diverged} of {e.n} challenger runs diverged (baseline: {e.baseline_diverged})")
+    if e.early_regress is not None and e.early_regress > rule.max_early_regress:
+        broken.append(
+            f"early regress of {e.early_regress:.2%} in the first 30% of the steps, over the limit of "
+            f"{rule.max_early_regress:.2%}"
+        )
+    return tuple(broken)
+
+
+def _conclude(
+    arm: _Arm,
+    tests: Tests,
+    tested: Verdict,
+    p_adjusted: float | None,
+    family_size: int,
+    rule: Rule,
+    cache: Cache | None,
+) -> Decision:
+    """The frozen decision of one arm: integrity before the tested verdict, then the cap on reported
+    results."""
+    undefined: dict[str, str] = {}
+    first_go = earliest_go(rule, tests[0].level)
+    if first_go is None:
+        undefined["earliest_go_n"] = f"E cannot reach {1 / tests[0].level:.4g} within {rule.n_max} pairs"
+    if p_adjusted is None:
+        undefined["p_adjusted"] = arm.estimates.undefined.get("p_one_sided", NOT_TESTED)
+
+    e_values: tuple[float | None, ...] = tuple(test.e_value for test in tests)
+    if not arm.usable:
+        verdict = Verdict.INVALID if arm.pairs.invalid else Verdict.INCOMPLETE
+        reasons = [*arm.pairs.invalid, *arm.pairs.incomplete]
+        e_values = (None, None, None)
+        undefined.update(dict.fromkeys(("e_improves", "e_below_margin", "e_above_minus_margin"), NOT_TESTED))
+    else:
+        verdict = tested
+        reasons = [_effect_sentence(arm.estimates, rule), *_verdict_sentences(tested, tests, arm, rule)]
+        if arm.sample.provenance == "reported":
+            verdict = Verdict.INCONCLUSIVE
+            reasons.append(
+                "reported by others: the pairing check was skipped and the verdict is capped at "
+                f"INCONCLUSIVE (uncapped: {tested})"
+            )
+    advice = _advise(arm, tested, tests, first_go, rule, cache) if verdict is Verdict.INCONCLUSIVE else _NO_ADVICE
+    reasons += advice.sentences
+    if arm.estimates.early_regress is None:
+        reasons.append("early regress was not checked: " + arm.estimates.undefined["early_regress"])
+    reasons += arm.estimates.notes
+    if advice.pairs is None:
+        undefined.update(dict.fromkeys(("next_pairs", "next_cost_usd"), advice.why_none))
+    if advice.chance is None:
+        undefined["decision_chance"] = advice.why_none
+    return Decision(
+        arm=arm.sample.arm,
+        n=arm.pairs.n,
+        verdict=verdict,
+        reasons=tuple(reasons),
+        next_pairs=advice.pairs,
+        next_cost_usd=None if advice.pairs is None else advice.pairs * rule.price_per_pair_usd,
+        decision_chance=advice.chance,
+        e_improves=e_values[0],
+        e_below_margin=e_values[1],
+        e_above_minus_margin=e_values[2],
+        level_improves=tests[0].level,
+        level_below_margin=tests[1].level,
+        level_above_minus_margin=tests[2].level,
+        family_size=family_size,
+        p_adjusted=p_adjusted,
+        earliest_go_n=first_go,
+        undefined=undefined,
+    )
+
+
+def _effect_sentence(e: Estimates, rule: Rule) -> str:
+    # A usable sample has at least one pair.
+    assert e.mean_diff is not None
+    assert e.rel_diff_pct is not None
+    assert e.margin is not None
+    direction = "better" if e.mean_diff > 0 else "worse"
+    size = f"{direction} by {abs(e.mean_diff):.4g} nats/token ({abs(e.rel_diff_pct):.4g}%)"
+    if e.mean_diff == 0:
+        size = "the same mean"
+    interval = "no interval" if e.ci95 is None else f"95% interval [{e.ci95[0]:+.4g}, {e.ci95[1]:+.4g}]"
+    unit = f" ({rule.min_effect:g}% of the baseline's mean)" if rule.min_effect_unit == "percent" else ""
+    return f"{size}, {interval}, n = {e.n}, smallest effect worth having {e.margin:.4g}{unit}"
+
+
+def _verdict_sentences(verdict: Verdict, tests: Tests, arm: _Arm, rule: Rule) -> list[str]:
+    a, b, c = (test.sentence(rule) for test in tests)
+    e = arm.estimates
+    assert e.mean_diff is not None
+    if verdict is Verdict.NO_GO and arm.more_divergences and is_last_look(e.n, rule):
+        return [f"instability: {arm.broken[0]}, more than the baseline's when the plan ended", a, b]
+    if verdict is Verdict.NO_GO and not tests[1].rejected:
+        return [f"would be GO but for a guardrail: {'; '.join(arm.broken)}", a]
+    guardrails = [f"guardrail broken: {sentence}" for sentence in arm.broken]
+    if verdict is Verdict.EQUIVALENT:
+        kind = "better but trivial" if e.mean_diff > 0 else "worse but within the margin"
+        return [f"{kind}: keep the baseline, archive the challenger", b, c, *guardrails]
+    if verdict is Verdict.NO_GO:
+        return ["archive the challenger", b, c, *guardrails]
+    if verdict is Verdict.GO:
+        return [a, "the mean improvement reaches min_effect"]
+    return [a, b, *guardrails]
+
+
+@dataclass(frozen=True)
+class _Advice:
+    """What an INCONCLUSIVE verdict asks for."""
+
+    pairs: int | None
+    chance: float | None
+    why_none: str
+    sentences: tuple[str, ...] = ()
+
+
+_NO_ADVICE = _Advice(None, None, "the verdict asks for no further pairs")
+
+
+def _advise(arm: _Arm, tested: Verdict, tests: Tests, first_go: int | None, rule: Rule, cache: Cache | None) -> _Advice:
+    """The next pairs of a sequential plan and their price, or that the plan has ended."""
+    n = arm.pairs.n
+    if arm.sample.provenance == "reported" and tested is not Verdict.INCONCLUSIVE:
+        own = first_go or rule.n_max
+        confirm = f"to confirm it here takes at least {own} pairs of this project's own{_price(own, rule)}"
+        return _Advice(own, None, "reported results predict nothing about runs made here", (confirm,))
+    if is_last_look(n, rule):
+        ended = f"all {n} planned pairs are in: {NOT_NO_EFFECT}"
+        return _Advice(None, None, "the plan has no pairs left", (ended,))
+    mean, ss = arm.pairs.moments
+    if n == 1 or ss == 0:
+        more = (first_go or rule.n_max) - n
+        first = "no GO is possible within the plan" if first_go is None else f"the earliest GO is at {first_go} pairs"
+        return _Advice(more, None, "one pair has no spread to predict from", (f"{first}: {_priced(more, rule)}",))
+    chances = decision_chances(
+        n,
+        mean,
+        ss,
+        arm.pairs.margin,
+        rule,
+        (tests[0].level, tests[1].level, tests[2].level),
+        more_divergences=arm.more_divergences,
+        blocked=bool(arm.broken),
+        cache=cache,
+    )
+    more = next_pairs(chances)
+    chance = chances[more - 1]
+    if chance >= DECISION_CHANCE:
+        sentence = f"predictive chance of a decision within {_priced(more, rule)}: {chance:.0%}"
+    else:
+        sentence = (
+            f"predictive chance of a decision within {_priced(more, rule)}, all that the plan has left: only "
+            f"{chance:.0%}"
+        )
+    return _Advice(more, chance, "", (sentence,))
+
+
+def _price(pairs: int, rule: Rule) -> str:
+    return f" (${pairs * rule.price_per_pair_usd:,.2f})" if rule.price_per_pair_usd > 0 else ""
+
+
+def _priced(more: int, rule: Rule) -> str:
+    return f"{'the next pair' if more == 1 else f'the next {more} pairs'}{_price(more, rule)}"

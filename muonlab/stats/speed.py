@@ -1,0 +1,204 @@
+"""Speed to target: how many steps an arm needs for a loss that the other arm needs more, or fewer, for.
+
+    T(level) = first step at which the running minimum of the validation loss is at most `level`, by linear
+               interpolation between evaluations; infinity for a run that never gets there (censored)
+    r_i      = log T_baseline,i(target) - log T_challenger,i(target)            [positive = challenger faster]
+    without a target: the mean of r_i over 9 levels, evenly from the baseline's loss at 40 % of the run to the worse of
+               the two final losses, so that both runs of a pair pass every level
+
+Paired t over seeds, reported as a geometric mean ratio; where a run is censored r_i is +-infinity, and only the median
+and the sign test are given: dropping censored pairs turned a third of null comparisons into speedups.
+The evaluation grid brackets T in (previous evaluation, this one]; what it leaves open is reported beside the estimate.
+Assumes that seed i gave both arms the same initial weights and data order, and evaluations at the same steps.
+Sources: Student (1908) doi:10.2307/2331554; Mann and Whitney (1947) doi:10.1214/aoms/1177730491.
+"""
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from muonlab.stats.effect import Interval, paired_t_p, t_interval
+from muonlab.stats.evidence import Floats
+from muonlab.stats.result import Result
+
+LEVELS = 9
+FIRST_LEVEL_SHARE = 0.4  # of the run: earlier losses are about warm-up, not about the optimizer
+
+
+class Speed(Result):
+    """Steps of the baseline over steps of the challenger, over n pairs; ratios above 1 mean the challenger is faster."""
+
+    n: int
+    target: float | None
+    baseline_never: int
+    challenger_never: int
+    geometric_mean_ratio: float | None
+    ratio_ci95: Interval | None
+    steps_saved_pct: float | None
+    p_one_sided: float | None
+    p_two_sided: float | None
+    median_ratio: float | None
+    sign_p_one_sided: float | None
+    sign_p_two_sided: float | None
+    grid_saved_pct: Interval | None
+    """Steps saved [%] that the evaluation grid allows, from (exclusive) and to, means over pairs."""
+
+
+def steps_to_target(steps: ArrayLike, losses: ArrayLike, target: float) -> float:
+    """First step at which the running minimum of losses [E] reaches target; infinity if never. steps: [E], rising."""
+    steps, best = _running_minimum(steps, losses)
+    reached = np.flatnonzero(best <= target)
+    if reached.size == 0:
+        return float("inf")
+    i = int(reached[0])
+    if i == 0 or not np.isfinite(best[i - 1]):
+        return float(steps[i])  # nothing before it to interpolate from
+    share = (best[i - 1] - target) / (best[i - 1] - best[i])
+    return float(steps[i - 1] + share * (steps[i] - steps[i - 1]))
+
+
+def grid_bracket(steps: ArrayLike, losses: ArrayLike, target: float) -> tuple[float, float]:
+    """(last evaluation above target, first at or below it): what the evaluation grid knows; (last, infinity) if never."""
+    steps, best = _running_minimum(steps, losses)
+    reached = np.flatnonzero(best <= target)
+    if reached.size == 0:
+        return float(steps[-1]), float("inf")
+    i = int(reached[0])
+    return (float(steps[i - 1]) if i > 0 else 0.0), float(steps[i])
+
+
+def log_ratio_over_levels(steps: ArrayLike, baseline: ArrayLike, challenger: ArrayLike) -> float:
+    """Mean log ratio of steps over the 9 levels, for one pair of curves [E]; -infinity if the challenger ends worse
+    than the baseline was at 40 % of the run."""
+    steps_e, best_base = _running_minimum(steps, baseline)
+    _, best_chal = _running_minimum(steps, challenger)
+    highest = float(np.interp(FIRST_LEVEL_SHARE * steps_e[-1], steps_e, best_base))
+    lowest = float(max(best_base[-1], best_chal[-1]))
+    if lowest > highest:
+        return float("-inf")
+    levels = np.linspace(highest, lowest, LEVELS)
+    return float(np.mean([_log_ratio(steps_e, best_base, best_chal, level) for level in levels]))
+
+
+def speed_to_target(
+    steps: ArrayLike, baseline: ArrayLike, challenger: ArrayLike, *, target: float | None = None
+) -> Speed:
+    """Speed of one arm over pairs of curves.
+
+    steps: [E]; baseline, challenger: [S, E] losses in nats/token of the same seeds. target: one loss, or None for the
+    9 levels of each pair. Raises ValueError on curves of different shape.
+    """
+    steps = np.asarray(steps, dtype=np.float64)
+    base, chal = (np.atleast_2d(np.asarray(curves, dtype=np.float64)) for curves in (baseline, challenger))
+    if base.shape != chal.shape or base.shape[-1] != steps.size:
+        raise ValueError(
+            f"speed to target: {steps.size} evaluation steps, baseline {base.shape}, challenger {chal.shape}; give both "
+            "arms as [seeds, evaluations] on the same seeds and steps"
+        )
+    if target is None:
+        r = np.array([log_ratio_over_levels(steps, b, c) for b, c in zip(base, chal, strict=True)])
+        baseline_never, challenger_never = 0, int(np.isneginf(r).sum())
+    else:
+        r = np.array([_log_ratio(steps, b, c, target) for b, c in zip(base, chal, strict=True)])
+        baseline_never, challenger_never = (
+            sum(np.isinf(steps_to_target(steps, curve, target)) for curve in curves) for curves in (base, chal)
+        )
+    undefined: dict[str, str] = {}
+    grid = _grid_saved(steps, base, chal, target, undefined)
+    t_based = ("geometric_mean_ratio", "ratio_ci95", "steps_saved_pct", "p_one_sided", "p_two_sided")
+    ratio = interval = saved = one = two = None
+    censored = baseline_never + challenger_never > 0
+    if censored:
+        reason = f"{baseline_never} baseline and {challenger_never} challenger runs never arrive: see the median and sign test"
+        undefined.update(dict.fromkeys(t_based, reason))
+    else:
+        ratio = float(np.exp(r.mean()))
+        saved = 100 * (1 - 1 / ratio)
+        if r.size >= 2 and r.std() > 0:
+            low, high = t_interval(r)
+            interval = (float(np.exp(low)), float(np.exp(high)))
+            one, two = paired_t_p(r)
+        else:
+            reason = "one pair has no spread" if r.size == 1 else "every ratio is the same"
+            undefined.update(dict.fromkeys(("ratio_ci95", "p_one_sided", "p_two_sided"), reason))
+    middle = float(np.median(r))
+    if not np.isfinite(middle):
+        undefined["median_ratio"] = "at least half of the pairs are censored on one side"
+    sign_one, sign_two = sign_test_p(r, undefined)
+    if target is None:
+        undefined["target"] = "no single target: nine levels of each pair"
+    return Speed(
+        n=r.size,
+        target=target,
+        baseline_never=int(baseline_never),
+        challenger_never=int(challenger_never),
+        geometric_mean_ratio=ratio,
+        ratio_ci95=interval,
+        steps_saved_pct=saved,
+        p_one_sided=one,
+        p_two_sided=two,
+        median_ratio=float(np.exp(middle)) if np.isfinite(middle) else None,
+        sign_p_one_sided=sign_one,
+        sign_p_two_sided=sign_two,
+        grid_saved_pct=grid,
+        undefined=undefined,
+    )
+
+
+def sign_test_p(r: Floats, undefined: dict[str, str]) -> tuple[float | None, float | None]:
+    """Exact sign test of r [n] against 0, one-sided for r > 0 and two-sided; ties are left out, infinities count."""
+    from scipy.stats import binomtest
+
+    positive, informative = int((r > 0).sum()), int((r != 0).sum())
+    if informative == 0:
+        undefined.update(dict.fromkeys(("sign_p_one_sided", "sign_p_two_sided"), "every pair is a tie"))
+        return None, None
+    one, two = (float(binomtest(positive, informative, alternative=side).pvalue) for side in ("greater", "two-sided"))
+    return one, two
+
+
+def unpaired_speed_p(baseline_steps: ArrayLike, challenger_steps: ArrayLike) -> float:
+    """One-sided exact Mann-Whitney p that the challenger needs fewer steps; infinity (censored) ranks last.
+
+    For runs that share no seeds: steps to target [n] and [m].
+    """
+    from scipy.stats import PermutationMethod, mannwhitneyu, rankdata
+
+    base = np.asarray(baseline_steps, dtype=np.float64)
+    ranks = rankdata(np.concatenate([base, np.asarray(challenger_steps, dtype=np.float64)]))
+    ties = len(set(ranks)) < len(ranks)
+    # The exact table knows no ties, and two censored runs tie: then the permutation distribution, seeded.
+    method = PermutationMethod(rng=np.random.default_rng(0)) if ties else "exact"
+    return float(mannwhitneyu(ranks[base.size :], ranks[: base.size], alternative="less", method=method).pvalue)
+
+
+def _running_minimum(steps: ArrayLike, losses: ArrayLike) -> tuple[Floats, Floats]:
+    loss = np.asarray(losses, dtype=np.float64)
+    best = np.minimum.accumulate(np.where(np.isfinite(loss), loss, np.inf))
+    return np.asarray(steps, dtype=np.float64), best
+
+
+def _log_ratio(steps: Floats, baseline: Floats, challenger: Floats, target: float) -> float:
+    """r of one pair; 0 where neither arrives."""
+    base, chal = steps_to_target(steps, baseline, target), steps_to_target(steps, challenger, target)
+    return 0.0 if base == chal else float(np.log(base) - np.log(chal))
+
+
+def _grid_saved(
+    steps: Floats, base: Floats, chal: Floats, target: float | None, undefined: dict[str, str]
+) -> Interval | None:
+    """Mean over pairs of the smallest and largest share of steps saved that the brackets allow, in %."""
+    if target is None:
+        undefined["grid_saved_pct"] = "the grid's bounds are given for a single target"
+        return None
+    brackets = [
+        (grid_bracket(steps, b, target), grid_bracket(steps, c, target)) for b, c in zip(base, chal, strict=True)
+    ]
+    if any(np.isinf(b[1]) or np.isinf(c[1]) for b, c in brackets):
+        undefined["grid_saved_pct"] = "a run never arrives"
+        return None
+    if any(b[0] == 0 for b, _ in brackets):
+        undefined["grid_saved_pct"] = "the baseline arrives before its first evaluation: no lower bound"
+        return None
+    low = np.mean([1 - c[1] / b[0] for b, c in brackets])
+    high = np.mean([1 - c[0] / b[1] for b, c in brackets])
+    return float(100 * low), float(100 * high)

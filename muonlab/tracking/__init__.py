@@ -1,0 +1,118 @@
+"""MLflow as a view of the attempts on disk: live while a cell trains, complete afterwards, never waited for.
+
+Training writes only to `scratch/`. A separate process, the follower, copies from there what MLflow lacks; what
+it could not copy (a server that is down, a kill) the next one does. The state is in marker files, and every
+write is one that may be repeated, so a copy that was interrupted anywhere ends without gaps or duplicates.
+
+    markers.py   what MLflow lacks, from the files alone
+    sync.py      the only import of mlflow
+    follow.py    the process: `python -m muonlab.tracking.follow <repository> [--once]`
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import TracebackType
+from typing import IO
+
+from muonlab.tracking.markers import (
+    tracking_uri,
+    unsynced_attempts,
+    unsynced_reports,
+    without_credentials,
+)
+
+__all__ = ["Follower", "pending", "start_follower", "sync_once", "tracking_uri"]
+
+EXIT_WAIT_S = 10.0
+"""The longest that leaving a follower takes; its last pass is done in one or two seconds when the store answers."""
+
+
+def pending(main: Path) -> bool:
+    """Whether MLflow lacks anything of the repository `main`, as far as the marker files tell; imports no mlflow."""
+    uri = tracking_uri(main)
+    return bool(unsynced_attempts(main, uri) or unsynced_reports(main, uri))
+
+
+class Follower:
+    """The running process that copies attempts to MLflow; ends with the `with` block that holds it."""
+
+    def __init__(self, process: subprocess.Popen[bytes]) -> None:
+        self.process = process
+
+    def __enter__(self) -> Follower:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Ask for a last pass and wait for it, at most `EXIT_WAIT_S`; what is left over the next start copies."""
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        try:
+            self.process.wait(timeout=EXIT_WAIT_S)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+
+
+def start_follower(main: Path) -> Follower:
+    """Start following the attempts of the repository `main`; use the result in a `with` statement.
+
+    The follower ends, after a last pass, when its standard input closes or the thread that called this dies.
+    """
+    with _log(main) as log:
+        process = subprocess.Popen(
+            _command(main), cwd=main, env=_environment(), stdin=subprocess.PIPE, stdout=log, stderr=log
+        )
+    return Follower(process)
+
+
+def sync_once(main: Path, timeout_s: float) -> str | None:
+    """Copy to MLflow what it lacks, in a process that is killed after `timeout_s`.
+
+    Returns None when MLflow has everything, else one sentence that says what happened. Nothing is lost then.
+    """
+    if not pending(main):
+        return None
+    where = f"MLflow at {without_credentials(tracking_uri(main))}"
+    kept = "the curves are kept in scratch/ and replayed at the next start."
+    try:
+        with _log(main) as log:
+            done = subprocess.run(
+                [*_command(main), "--once"],
+                cwd=main,
+                env=_environment(),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                timeout=timeout_s,
+            )
+    except subprocess.TimeoutExpired:
+        return f"{where} was not up to date within {timeout_s:g} s; {kept}"
+    if done.returncode != 0:
+        return f"{where} could not be brought up to date (scratch/mlflow.log says why); {kept}"
+    return None
+
+
+def _command(main: Path) -> list[str]:
+    # -P: else the folder it runs in would lead sys.path, and a copy of the code there would be run.
+    return [sys.executable, "-P", "-m", "muonlab.tracking.follow", str(main)]
+
+
+def _environment() -> dict[str, str]:
+    """The environment of the child, which imports the same code as this process, wherever it runs."""
+    paths = [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in paths if path)}
+
+
+def _log(main: Path) -> IO[bytes]:
+    path = main / "scratch" / "mlflow.log"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path.open("ab")

@@ -1,0 +1,94 @@
+"""The process that copies attempts to MLflow while they run: `python -m muonlab.tracking.follow <repository>`.
+
+It looks every two seconds until its standard input closes or its parent dies, then makes one last pass, reports
+included. It imports mlflow when there is something to copy, and not before. With `--once` it makes that last
+pass only, and exits with 1 when something could not be copied.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+from muonlab.tracking import pending
+from muonlab.tracking.markers import tracking_uri, unsynced_attempts
+from muonlab.tracking.sync import Mirror
+
+POLL_S = 2.0
+LAST_PASS_S = 10.0
+"""The process ends this long after it was told to, whatever it waits for."""
+PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Follow the repository named on the command line; see the module's text."""
+    parser = argparse.ArgumentParser(prog="python -m muonlab.tracking.follow")
+    parser.add_argument("repository", type=Path)
+    parser.add_argument("--once", action="store_true", help="copy what MLflow lacks, and end")
+    options = parser.parse_args(arguments)
+    stop = threading.Event()
+    _stop_on_sigterm_or_death_of_parent(stop)
+    if options.once:
+        stop.set()
+    else:
+        os.nice(10)  # it shares the cores with the training that it watches
+        _on_a_thread(_wait_for_end_of_input, stop)
+    return _follow(options.repository, tracking_uri(options.repository), stop)
+
+
+def _follow(repository: Path, uri: str, stop: threading.Event) -> int:
+    mirror = Mirror(repository, uri)
+    told: list[str] = []
+    while True:
+        last = stop.wait(POLL_S)
+        # The cheap look first: until there is something to copy, no memory and time go to importing mlflow.
+        problems = []
+        if pending(repository) if last else unsynced_attempts(repository, uri, settled=mirror.settled):
+            problems = mirror.sync(reports=last)
+        if problems and problems != told:
+            for problem in problems:
+                print(f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} {problem}", flush=True)
+        told = problems
+        if last:
+            return 1 if problems else 0
+
+
+def _stop_on_sigterm_or_death_of_parent(stop: threading.Event) -> None:
+    """Set `stop` on SIGTERM, which is also what the system sends when the parent dies (Linux).
+
+    A thread waits for the signal: a handler would run inside `Event.wait`, whose lock `Event.set` needs.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group: the parent decides
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    _on_a_thread(lambda: signal.sigwait({signal.SIGTERM}), stop)
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def _wait_for_end_of_input() -> None:
+    while sys.stdin.buffer.read(1):
+        pass
+
+
+def _on_a_thread(wait: Callable[[], object], stop: threading.Event) -> None:
+    """On a thread: wait, set `stop`, and end the process if it is still there after `LAST_PASS_S`."""
+
+    def run() -> None:
+        wait()
+        stop.set()
+        time.sleep(LAST_PASS_S)
+        os._exit(1)
+
+    threading.Thread(target=run, daemon=True).start()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,331 @@
+"""The training of one cell: a plain fp32 loop on one thread, resumable at any step without a trace.
+
+    lr of group g at step t (from 0) of T, warm-up W:  initial_lr_g * factor(t)
+    factor(t) = (t + 1) / W                                              for t < W
+              = 1                                                        then, constant
+              = f + (1 - f) * (1 + cos(pi * (t - W) / (T - 1 - W))) / 2  or cosine: 1 at t = W, f at t = T - 1
+
+for every parameter group alike. Everything that a step depends on is a function of (cell, step) or is in the
+checkpoint, so a run that was killed and resumed has the same weights, optimizer state and curve (its
+`seconds` apart) as one that was not.
+
+A run has diverged when a training or validation loss is not finite, when the optimizer meets a gradient or
+momentum that is not, or when the validation loss is above `EXPLODED` times the lowest so far at
+`EXPLODED_EVALUATIONS` evaluations. That is a result, with the curve up to there, and not an error.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import nn
+
+import optim
+from muonlab.registry.cell import Cell
+from muonlab.registry.errors import IntegrityError
+from muonlab.registry.settings import WorkloadSettings
+from muonlab.training import checkpoint
+from muonlab.training import model as models
+from muonlab.training.data import Order, TokenData, order_sha256, validation_subset
+from muonlab.training.evaluate import perplexity, validation_loss
+
+if TYPE_CHECKING:
+    from muonlab.training.model import Model
+
+CurveRow = dict[str, float | None]
+
+CURVE_COLUMNS = ("step", "tokens", "seconds", "train_loss", "val_loss", "lr", "grad_norm", "update_rms")
+"""Columns of every curve, in order; the optimizer's diagnostics follow, each with `DIAGNOSTIC_PREFIX`."""
+DIAGNOSTIC_PREFIX = "opt_"
+
+EXPLODED, EXPLODED_EVALUATIONS = 1.5, 2
+
+WEIGHTS_FILE = "weights.safetensors"
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where the training stands, about once a second; or, with a `warning`, at once."""
+
+    step: int
+    steps: int
+    loss: float | None
+    """Last training loss [nats/token]."""
+    seconds_per_step: float | None
+    resumed_from_step: int = 0
+    warning: str | None = None
+
+
+@dataclass(frozen=True)
+class TrainOutcome:
+    """How a training ended. Losses in nats/token; `curve` rows have `CURVE_COLUMNS` and the diagnostics."""
+
+    status: Literal["completed", "diverged"]
+    reason: str | None
+    """Why it counts as diverged; null when completed."""
+    val_loss: float | None
+    """On the whole validation split; null when diverged."""
+    perplexity: float | None
+    final_step: int
+    """Optimizer steps done, those of earlier attempts included."""
+    tokens: int
+    """Targets trained on, those of earlier attempts included."""
+    resumed_from_step: int
+    """0 for a run from the start."""
+    seconds: float
+    """Wall seconds of this attempt, from the built model to the loss on the whole split."""
+    init_sha256: str
+    order_sha256: str
+    weights_sha256: str | None
+    weights: Path | None
+    """The final weights as safetensors; null, as their hash, when diverged."""
+    curve: tuple[CurveRow, ...] = field(repr=False)
+
+
+class _Diverged(Exception):
+    """Ends the loop; the message says why."""
+
+
+def train(
+    cell: Cell,
+    data_dir: Path,
+    work_dir: Path,
+    *,
+    on_point: Callable[[CurveRow], None],
+    on_progress: Callable[[Progress], None],
+) -> TrainOutcome:
+    """Train the cell on the tokens in `data_dir`, or go on from the newest good checkpoint in `work_dir`.
+
+    `on_point` gets each curve row that this call computes; a resumed run repeats those after its checkpoint,
+    the same but for `seconds`. Sets torch to one thread: the summation order, hence the result, depends on
+    their number. Raises IntegrityError for data of other settings, CheckpointError (see `checkpoint`), and
+    what `optim.build` raises.
+    """
+    torch.set_num_threads(1)
+    data = TokenData.open(data_dir)
+    if data.meta.settings != cell.settings.data:
+        raise IntegrityError(
+            f"{data_dir}: made with other data settings than the cell's; prepare the data again."
+        )
+    run = _Run(cell, data, work_dir, on_point, on_progress)
+    began = time.monotonic()
+    resumed_from_step = run.resume()
+    reason, loss = None, None
+    try:
+        loss = run.to_the_end()
+    except (_Diverged, optim.NonFiniteError) as end:
+        reason = f"step {run.step}: {end}"
+    weights = work_dir / WEIGHTS_FILE if reason is None else None
+    if weights is not None:
+        checkpoint.write_weights(weights, run.model)
+    return TrainOutcome(
+        status="completed" if reason is None else "diverged",
+        reason=reason,
+        val_loss=loss,
+        perplexity=None if loss is None else perplexity(loss),
+        final_step=run.step,
+        tokens=run.step * run.tokens_per_step,
+        resumed_from_step=resumed_from_step,
+        seconds=time.monotonic() - began,
+        init_sha256=run.init_sha256,
+        order_sha256=order_sha256(
+            seed=cell.seed,
+            steps=cell.settings.steps,
+            batch_size=cell.settings.batch_size,
+            blocks=data.block_count("training"),
+        ),
+        weights_sha256=None if weights is None else models.weights_sha256(run.model),
+        weights=weights,
+        curve=tuple(run.curve),
+    )
+
+
+class _Run:
+    """The mutable state of one training."""
+
+    def __init__(
+        self,
+        cell: Cell,
+        data: TokenData,
+        work_dir: Path,
+        on_point: Callable[[CurveRow], None],
+        on_progress: Callable[[Progress], None],
+    ) -> None:
+        self.cell, self.settings, self.data = cell, cell.settings, data
+        self.checkpoints = work_dir / "checkpoints"
+        self.on_point, self.on_progress = on_point, on_progress
+        settings = cell.settings
+        self.tokens_per_step = settings.batch_size * settings.data.sequence_length
+        self.model = models.build(
+            settings.model,
+            vocab_size=settings.data.vocab_size,
+            sequence_length=settings.data.sequence_length,
+            seed=cell.seed,
+        )
+        self.init_sha256 = models.weights_sha256(self.model)
+        self.optimizer = build_optimizer(cell, self.model)
+        self.order = Order(
+            seed=cell.seed, batch_size=settings.batch_size, blocks=data.block_count("training")
+        )
+        self.subset = validation_subset(data.block_count("validation"), settings.eval_blocks)
+        self.began = time.monotonic()
+        """When the first attempt would have begun, had it never been interrupted."""
+        self.step = self.resumed_from_step = 0
+        self.curve: list[CurveRow] = []
+        self.losses_since_point: list[float] = []
+
+    def resume(self) -> int:
+        """Take over the newest good checkpoint; return its step, or 0."""
+        state = checkpoint.resume(
+            self.checkpoints, self.cell.digest, self.model, self.optimizer, warn=self._warn
+        )
+        if state is None:
+            return 0
+        self.step, self.curve, self.losses_since_point = state.step, state.curve, state.losses_since_point
+        self.resumed_from_step = state.step
+        self.began -= state.seconds
+        return state.step
+
+    def to_the_end(self) -> float:
+        """Do the steps that are left; return the loss on the whole validation split. Raises _Diverged."""
+        steps = self.settings.steps
+        if not self.curve:
+            self._add_point({})
+        told_at, told_step = time.monotonic(), self.step
+        while self.step < steps:
+            at_step = self.step + 1
+            point_due = at_step % self.settings.eval_every == 0 or at_step == steps
+            loss, measures = self._one_step(measure=point_due)
+            self.step = at_step
+            self.losses_since_point.append(loss)
+            if point_due:
+                self._add_point(measures)
+            if at_step % self.settings.checkpoint_every == 0 or at_step == steps:
+                self._save()
+            if (now := time.monotonic()) - told_at >= 1 or at_step == steps:
+                per_step = (now - told_at) / (at_step - told_step)
+                self.on_progress(Progress(at_step, steps, loss, per_step, self.resumed_from_step))
+                told_at, told_step = now, at_step
+        loss = validation_loss(self.model, self.data)
+        if not math.isfinite(loss):
+            raise _Diverged(f"the loss on the whole validation split is {loss}")
+        return loss
+
+    def _one_step(self, *, measure: bool) -> tuple[float, CurveRow]:
+        """One optimizer step: its training loss and, when asked to measure, what a curve point says of it."""
+        tokens = torch.from_numpy(self.data.blocks("training", self.order.step(self.step)))
+        loss = models.token_losses(self.model, tokens).mean()
+        if not math.isfinite(loss.item()):
+            raise _Diverged(f"the training loss is {loss.item()}")
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        parameters = list(self.model.parameters())
+        measures: CurveRow = {}
+        if measure or self.settings.clip_norm is not None:
+            grad_norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+            measures["grad_norm"] = grad_norm.item()
+            if self.settings.clip_norm is not None:
+                if not math.isfinite(grad_norm.item()):
+                    raise _Diverged(f"the gradient's norm is {grad_norm.item()}")
+                nn.utils.clip_grads_with_norm_(parameters, self.settings.clip_norm, grad_norm)
+        factor = lr_factor(self.step, self.settings)
+        for group in self.optimizer.param_groups:
+            group["lr"] = factor * group["initial_lr"]
+        before = [p.detach().clone() for p in parameters] if measure else []
+        self.optimizer.step()
+        if measure:
+            measures["lr"] = self.optimizer.param_groups[0]["lr"]
+            measures["update_rms"] = _rms_change(before, parameters)
+            found = self.optimizer.diagnostics()  # type: ignore[attr-defined]
+            measures |= {f"{DIAGNOSTIC_PREFIX}{name}": value for name, value in found.items()}
+        return loss.item(), measures
+
+    def _add_point(self, measures: CurveRow) -> None:
+        losses = self.losses_since_point
+        val_loss = validation_loss(self.model, self.data, self.subset)
+        row: CurveRow = {
+            **dict.fromkeys(CURVE_COLUMNS),
+            **measures,
+            "step": self.step,
+            "tokens": self.step * self.tokens_per_step,
+            "seconds": time.monotonic() - self.began,
+            "train_loss": math.fsum(losses) / len(losses) if losses else None,
+            "val_loss": val_loss,
+        }
+        self.losses_since_point = []
+        self.curve.append(row)
+        self.on_point(row)
+        if why := why_diverged([point["val_loss"] for point in self.curve]):
+            raise _Diverged(why)
+
+    def _save(self) -> None:
+        state = checkpoint.LoopState(
+            cell_digest=self.cell.digest,
+            step=self.step,
+            seconds=time.monotonic() - self.began,
+            losses_since_point=self.losses_since_point,
+            curve=self.curve,
+        )
+        checkpoint.save(self.checkpoints, self.model, self.optimizer, state)
+
+    def _warn(self, warning: str) -> None:
+        self.on_progress(Progress(self.step, self.settings.steps, None, None, warning=warning))
+
+
+def build_optimizer(cell: Cell, model: Model) -> torch.optim.Optimizer:
+    """The cell's optimizer over the model. How often it diagnoses is the workload's to say."""
+    options = {**cell.optimizer.options, "diagnose_every": cell.settings.diagnose_every}
+    return optim.build(cell.optimizer.kind, model, seed=cell.seed, **options)
+
+
+def lr_factor(step: int, settings: WorkloadSettings) -> float:
+    """The factor on every group's learning rate at `step`, counted from 0; see the module's formula."""
+    warmup, last = settings.warmup_steps, settings.steps - 1
+    if step < warmup:
+        return (step + 1) / warmup
+    if settings.schedule == "constant":
+        return 1.0
+    share_done = (step - warmup) / max(1, last - warmup)
+    floor = settings.final_lr_fraction
+    return floor + (1 - floor) * (1 + math.cos(math.pi * share_done)) / 2
+
+
+def why_diverged(val_losses: Sequence[float | None]) -> str | None:
+    """Why a run with these validation losses, in order, has diverged; None where it has not."""
+    lowest, exploded = math.inf, 0
+    for loss in val_losses:
+        if loss is None or not math.isfinite(loss):
+            return f"the validation loss is {loss}"
+        if loss > EXPLODED * lowest:
+            exploded += 1
+            if exploded >= EXPLODED_EVALUATIONS:
+                return (
+                    f"the validation loss is {loss:.4g}, above {EXPLODED} times the lowest ({lowest:.4g}) "
+                    f"at {exploded} evaluations"
+                )
+        lowest = min(lowest, loss)
+    return None
+
+
+def write_curve_csv(rows: Sequence[CurveRow], path: Path) -> None:
+    """Write a curve as CSV: `CURVE_COLUMNS`, then the diagnostics by name; what was not measured is empty."""
+    extra = sorted({name for row in rows for name in row} - set(CURVE_COLUMNS))
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, [*CURVE_COLUMNS, *extra], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def _rms_change(before: Sequence[torch.Tensor], after: Sequence[torch.Tensor]) -> float:
+    """Root mean square over all parameters' entries of what a step changed, learning rate included."""
+    squares = [
+        (new.detach() - old).double().square().sum().item() for old, new in zip(before, after, strict=True)
+    ]
+    return math.sqrt(math.fsum(squares) / sum(old.numel() for old in before))

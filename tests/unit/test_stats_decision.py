@@ -1,0 +1,335 @@
+"""The verdict logic, clause by clause, on samples made to reach one clause each."""
+
+import numpy as np
+import pytest
+from pydantic import ValidationError
+
+from muonlab.registry.verdict import Verdict
+from muonlab.stats.decision import NOT_NO_EFFECT, decide, decide_family, earliest_go, holm
+from muonlab.stats.effect import describe
+from muonlab.stats.evidence import critical_t
+from muonlab.stats.predict import DECISION_CHANCE, decision_chances, next_pairs
+from muonlab.stats.rule import Rule
+from muonlab.stats.sample import PairedSample, Run
+from muonlab.stats.threshold import t_star
+
+NOISE = np.array([3, -2, 1, -4, 2, 4, -3, -1, 2, -2, 1, -1]) * 1e-4
+BASELINE = 2.06 + np.array([2, 4, 1, 3, 2, 3, 0, 4, 2, 1, 3, 2]) * 1e-3
+VOCABULARY_LOSS = float(np.log(50257))
+
+
+def rule(**changes) -> Rule:
+    return Rule(**({"min_effect": 0.002, "min_effect_unit": "nats", "diverged_loss": VOCABULARY_LOSS} | changes))
+
+
+def sample(effect, n, noise=1.0, arm="nolah", **more) -> PairedSample:
+    return PairedSample.of(arm, BASELINE[:n], BASELINE[:n] - effect - noise * NOISE[:n], **more)
+
+
+def with_diverged(original, side, *seeds) -> PairedSample:
+    runs = tuple(Run(seed=r.seed, status="diverged") if r.seed in seeds else r for r in getattr(original, side))
+    return original.model_copy(update={side: runs})
+
+
+@pytest.mark.parametrize(
+    ("effect", "n", "verdict"),
+    [
+        (0.0040, 4, Verdict.GO),
+        (0.0040, 12, Verdict.GO),
+        (0.0040, 3, Verdict.INCONCLUSIVE),  # GO is blocked below 4 pairs
+        (0.0010, 6, Verdict.EQUIVALENT),  # better but trivial
+        (-0.0010, 6, Verdict.EQUIVALENT),  # worse but within the margin
+        (-0.0040, 6, Verdict.NO_GO),
+        (0.0021, 8, Verdict.GO),  # the mean is above min_effect and A holds; B cannot hold as well
+        (0.0019, 8, Verdict.INCONCLUSIVE),  # better than 0 for certain, but neither at nor below min_effect
+    ],
+)
+def test_clause(effect, n, verdict):
+    assert decide(sample(effect, n), rule()).verdict is verdict
+
+
+def test_reasons_of_a_go_name_its_numbers():
+    decision = decide(sample(0.004, 6), rule())
+    text = " ".join(decision.reasons)
+    assert f"E = {decision.e_improves:.4g} >= 20" in text
+    assert "95% interval" in text
+    assert "n = 6" in text
+    assert decision.next_pairs is None
+    assert decision.undefined["next_pairs"]
+
+
+def test_inconclusive_is_not_called_no_effect():
+    decision = decide(sample(0.0019, 8, noise=2), rule())
+    assert decision.verdict is Verdict.INCONCLUSIVE
+    text = " ".join(decision.reasons)
+    assert "not established" in text
+    assert "no effect" not in text
+
+
+def test_the_last_planned_pair_says_what_it_is_not():
+    decision = decide(sample(0.0019, 12, noise=2), rule())
+    assert decision.verdict is Verdict.INCONCLUSIVE
+    assert decision.next_pairs is None
+    assert any(NOT_NO_EFFECT in reason for reason in decision.reasons)
+
+
+# --- the hybrid plan
+
+
+def at_t(t, n, margin_sd=0.0):
+    """A sample whose paired t against 0 is t, with sd 0.001."""
+    x = NOISE[:n] - NOISE[:n].mean()
+    x = 0.001 * x / x.std(ddof=1)
+    return PairedSample.of("nolah", BASELINE[:n], BASELINE[:n] - x - t * 0.001 / np.sqrt(n))
+
+
+def test_t_star_counts_at_the_last_pair_only_and_not_in_an_amended_plan():
+    tiny = {"min_effect": 1e-6}
+    above, below = at_t(1.935, 12), at_t(1.925, 12)
+    assert decide(above, rule(**tiny)).verdict is Verdict.GO
+    assert decide(below, rule(**tiny)).verdict is Verdict.INCONCLUSIVE
+    assert decide(above, rule(n_max=13, **tiny)).verdict is Verdict.INCONCLUSIVE
+    amended = decide(above, rule(amended=True, **tiny))
+    assert amended.verdict is Verdict.INCONCLUSIVE
+    assert any("plan amended" in reason for reason in amended.reasons)
+
+
+def test_t_star_is_named_where_it_decides():
+    decision = decide(at_t(1.935, 12), rule(min_effect=1e-6))
+    assert any("reaches t* at the last planned pair" in reason for reason in decision.reasons)
+
+
+def test_a_fixed_plan_looks_once():
+    fixed = rule(plan="fixed", fixed_n=8, min_effect=1e-6)
+    assert decide(at_t(1.90, 8), fixed).verdict is Verdict.GO  # t_{.95, 7} = 1.895
+    assert decide(at_t(1.89, 8), fixed).verdict is Verdict.INCONCLUSIVE
+    early = decide(at_t(9.0, 7), fixed)
+    assert early.verdict is Verdict.INCOMPLETE
+    assert "8 pairs" in early.reasons[0]
+    at_hand = rule(plan="fixed", fixed_n="at_hand", min_effect=1e-6)
+    assert decide(at_t(9.0, 7), at_hand).verdict is Verdict.GO
+
+
+def test_an_amended_fixed_plan_keeps_only_the_e_process():
+    fixed = rule(plan="fixed", fixed_n=8, min_effect=1e-6, amended=True)
+    assert decide(at_t(2.5, 8), fixed).verdict is Verdict.INCONCLUSIVE
+    assert decide(at_t(5.0, 8), fixed).verdict is Verdict.GO
+
+
+def test_a_caller_keeps_simulated_t_star():
+    cache: dict[str, float] = {}
+    value = t_star(6, 0.01, n_min=4, g=1.5, cache=cache)
+    assert list(cache.values()) == [value]
+    key = next(iter(cache))
+    assert t_star(6, 0.01, n_min=4, g=1.5, cache={key: 9.0}) == 9.0
+
+
+# --- guardrails and divergence
+
+
+def test_a_go_but_for_early_regress_is_no_go_and_says_so():
+    decision = decide(sample(0.004, 6, early_regress=0.0938), rule())
+    assert decision.verdict is Verdict.NO_GO
+    assert any("9.38%" in reason and "guardrail" in reason for reason in decision.reasons)
+    assert decide(sample(0.004, 6, early_regress=0.02), rule()).verdict is Verdict.GO
+
+
+def test_an_unchecked_guardrail_is_said():
+    assert any("not checked" in reason for reason in decide(sample(0.004, 6), rule()).reasons)
+
+
+def test_a_diverged_run_counts_with_the_vocabulary_loss():
+    e = describe(with_diverged(sample(0.004, 5), "challenger", 2), rule())
+    assert e.challenger_diverged == 1
+    assert e.mean_diff == pytest.approx(
+        (sample_mean(0.004, [0, 1, 3, 4]) * 4 + BASELINE[2] - VOCABULARY_LOSS) / 5, rel=1e-12
+    )
+
+
+def sample_mean(effect, seeds):
+    return effect + NOISE[seeds].mean()
+
+
+def test_both_diverged_is_a_difference_of_zero():
+    both = with_diverged(with_diverged(sample(0.004, 5), "challenger", 2), "baseline", 2)
+    assert describe(both, rule()).mean_diff == pytest.approx(sample_mean(0.004, [0, 1, 3, 4]) * 4 / 5, rel=1e-12)
+
+
+def test_a_would_be_go_with_a_divergence_in_both_arms_is_no_go():
+    both = with_diverged(with_diverged(sample(0.004, 10, noise=0.5), "challenger", 2), "baseline", 2)
+    decision = decide(both, rule())
+    assert decision.verdict is Verdict.NO_GO
+    assert any("1 of 10 challenger runs diverged" in reason for reason in decision.reasons)
+
+
+def test_more_divergences_than_the_baseline_at_the_end_is_no_go():
+    diverged = with_diverged(sample(0.004, 12), "challenger", 2)
+    assert decide(diverged, rule()).verdict is Verdict.NO_GO
+    assert "instability" in decide(diverged, rule()).reasons[1]
+    assert decide(with_diverged(sample(0.004, 11), "challenger", 2), rule()).verdict is Verdict.INCONCLUSIVE
+
+
+def test_a_divergence_without_a_declared_loss_is_refused():
+    with pytest.raises(ValueError, match=r"arm 'nolah', seed 2: .*diverged_loss"):
+        decide(with_diverged(sample(0.004, 5), "challenger", 2), rule(diverged_loss=None))
+
+
+def test_a_percentage_margin_ignores_the_baselines_divergence():
+    percent = {"min_effect": 0.5, "min_effect_unit": "percent"}
+    diverged = with_diverged(sample(0.004, 5), "baseline", 2)
+    assert describe(diverged, rule(**percent)).margin == pytest.approx(0.005 * BASELINE[[0, 1, 3, 4]].mean())
+
+
+# --- integrity
+
+
+@pytest.mark.parametrize("effect", [0.0, 0.004, -0.004])
+def test_no_spread_is_suspect(effect):
+    decision = decide(sample(effect, 5, noise=0), rule())
+    assert decision.verdict is Verdict.INVALID
+    assert "suspect" in decision.reasons[0]
+
+
+def test_one_identical_pair_is_suspect():
+    assert decide(sample(0.0, 1, noise=0), rule()).verdict is Verdict.INVALID
+
+
+def test_an_integrity_failure_of_the_caller_is_invalid():
+    broken = sample(0.004, 6).model_copy(update={"integrity_failures": ("seed 3: data digests differ",)})
+    decision = decide(broken, rule())
+    assert decision.verdict is Verdict.INVALID
+    assert decision.reasons[0] == "seed 3: data digests differ"
+
+
+def test_reported_results_say_what_they_would_be():
+    decision = decide(sample(0.004, 6, provenance="reported"), rule(price_per_pair_usd=7))
+    assert decision.verdict is Verdict.INCONCLUSIVE
+    assert (decision.next_pairs, decision.next_cost_usd) == (4, 28)
+    assert any("capped at INCONCLUSIVE (uncapped: GO)" in reason for reason in decision.reasons)
+
+
+# --- the family
+
+
+def test_step_down_frees_level_for_the_rest():
+    strong, weak = sample(0.004, 6, arm="strong"), at_evidence(50, 6, "weak")
+    loose = rule(min_effect=1e-6)
+    hopeless = sample(-0.004, 6, arm="hopeless")
+    by_arm = {d.arm: d for d in decide_family([weak, strong, hopeless], loose)}
+    assert by_arm["strong"].verdict is Verdict.GO
+    assert by_arm["strong"].level_improves == pytest.approx(0.05 / 3)
+    assert by_arm["weak"].verdict is Verdict.GO  # 50 is below 60, but at least 40 once strong is rejected
+    assert by_arm["weak"].level_improves == pytest.approx(0.05 / 2)
+    assert by_arm["hopeless"].level_improves == pytest.approx(0.05)
+    alone_in_company = decide_family([weak, hopeless, sample(-0.004, 6, arm="worse")], loose)
+    assert alone_in_company[0].verdict is Verdict.INCONCLUSIVE
+
+
+def at_evidence(e_value, n, arm):
+    """A sample whose E against 0 is about e_value."""
+    return at_t(critical_t(n, 1 / e_value, 2.0), n).model_copy(update={"arm": arm})
+
+
+def test_an_unusable_arm_stays_in_the_family():
+    gap = PairedSample(
+        arm="gap",
+        baseline=tuple(Run(seed=i, loss=float(BASELINE[i])) for i in range(6)),
+        challenger=tuple(Run(seed=i, loss=float(BASELINE[i] - 0.004 + NOISE[i])) for i in (0, 1, 2, 3, 5)),
+    )
+    weak = at_evidence(30, 6, "weak")
+    loose = rule(min_effect=1e-6)
+    assert decide(weak, loose).verdict is Verdict.GO
+    first, second = decide_family([weak, gap], loose)
+    assert first.verdict is Verdict.INCONCLUSIVE  # 30 is below 40
+    assert second.verdict is Verdict.INCOMPLETE
+    assert second.undefined["e_improves"]
+
+
+@pytest.mark.parametrize("arms", [[], ["a", "a"]])
+def test_an_empty_family_or_a_repeated_arm_is_refused(arms):
+    with pytest.raises(ValueError, match="at least one challenger, each once"):
+        decide_family([sample(0.004, 5, arm=arm) for arm in arms], rule())
+
+
+def test_holm_keeps_undefined_p_in_the_count():
+    assert holm([0.01, None, 0.02]) == [pytest.approx(0.03), None, pytest.approx(0.04)]
+
+
+# --- what to do next
+
+
+def test_one_pair_asks_for_the_earliest_go():
+    decision = decide(sample(0.004, 1), rule(price_per_pair_usd=7))
+    assert (decision.verdict, decision.next_pairs, decision.next_cost_usd) == (Verdict.INCONCLUSIVE, 3, 21)
+
+
+@pytest.mark.parametrize(
+    ("changes", "level", "earliest"),
+    [
+        ({}, 0.05, 4),
+        ({}, 0.05 / 3, 5),
+        ({"n_min": 6}, 0.05, 6),
+        ({"n_max": 4, "g": 0.1}, 0.05, 4),  # out of reach for E: only t* can, at the last pair
+        ({"n_max": 4, "g": 0.1, "amended": True}, 0.05, None),
+        ({"plan": "fixed", "fixed_n": 9}, 0.05, 9),
+    ],
+)
+def test_earliest_go(changes, level, earliest):
+    assert earliest_go(rule(**changes), level) == earliest
+
+
+def test_next_pairs_is_the_smallest_that_is_likely_enough():
+    assert next_pairs([0.1, 0.5, 0.8, 0.9]) == 3
+    assert next_pairs([0.1, 0.2, 0.3]) == 3
+
+
+def test_predictive_chances_rise_and_repeat():
+    arguments = (5, 0.0016, 4 * 0.0012**2, 0.001, rule(), (0.05, 0.05, 0.05))
+    chances = decision_chances(*arguments)
+    assert len(chances) == 7
+    assert chances == sorted(chances)
+    assert chances == decision_chances(*arguments)
+
+
+def test_predictive_chance_second_route():
+    """Student's t: one more pair after n is mean + s sqrt(1 + 1/n) t_{n-1}; the decision is then taken in
+    full."""
+    n, loose = 5, rule(min_effect=0.001, n_max=6)
+    x = NOISE[:n] - NOISE[:n].mean()
+    d = 0.0016 + 0.0012 * x / x.std(ddof=1)
+    rng = np.random.default_rng(0)
+    sixth = d.mean() + d.std(ddof=1) * np.sqrt(1 + 1 / n) * rng.standard_t(n - 1, size=400)
+    decided = [
+        decide(PairedSample.of("a", BASELINE[:6], BASELINE[:6] - [*d, new]), loose).verdict is not Verdict.INCONCLUSIVE
+        for new in sixth
+    ]
+    chance = decide(PairedSample.of("a", BASELINE[:n], BASELINE[:n] - d), loose).decision_chance
+    assert 0.05 < chance < 0.95
+    assert chance == pytest.approx(np.mean(decided), abs=4 * np.sqrt(0.25 / 400))
+
+
+def test_the_chance_reached_is_the_declared_one():
+    decision = decide(sample(0.0016, 5, noise=5), rule(min_effect=0.001))
+    assert decision.verdict is Verdict.INCONCLUSIVE
+    assert decision.decision_chance >= DECISION_CHANCE or decision.next_pairs == 12 - 5
+
+
+# --- the rule
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"min_effect": 0},
+        {"min_effect": float("nan")},
+        {"alpha": 0.5},
+        {"n_min": 5, "n_max": 4},
+        {"plan": "fixed"},
+        {"fixed_n": 8},
+        {"plan": "fixed", "fixed_n": 3},
+        {"unknown": 1},
+    ],
+)
+def test_an_inconsistent_rule_cannot_be_built(changes):
+    with pytest.raises(ValidationError):
+        rule(**changes)
