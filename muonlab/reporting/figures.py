@@ -494,7 +494,7 @@ def _draw_mean(axes: Axes, mean: Curve, style: Look) -> tuple[float, float] | No
         ls=style.dash,
         marker=style.marker,
         ms=4,
-        markevery=(len(steps) - 1) % every if every > 1 and False else every,
+        markevery=((len(steps) - 1) % every, every),  # the end always has its marker
         zorder=4,
     )
     return steps[-1], values[-1]

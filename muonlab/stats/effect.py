@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from muonlab.stats.cost import UsdPerPoint, usd_per_point
+from muonlab.stats.cost import CostPerPoint, cost_per_point
 from muonlab.stats.evidence import Floats, confidence_sequence, e_from_log, first_attainable_n, log_e_value
 from muonlab.stats.kernel import paired_t
 from muonlab.stats.result import Result
@@ -70,7 +70,7 @@ class Estimates(Result):
     baseline_diverged: int
     challenger_diverged: int
     challenger_divergence_bound95: float | None
-    usd_per_pp: UsdPerPoint
+    usd_per_pp: CostPerPoint
     notes: tuple[str, ...]
 
 
@@ -128,7 +128,7 @@ def estimate(pairs: Pairs, sample: PairedSample, rule: Rule) -> Estimates:
     if n >= 1:
         values.update(_exact_tests(d, rule.alpha, undefined))
     values["usd_per_pp"] = (
-        usd_per_point(values["rel_diff_pct"], rel_ci, rule.price_per_pair_usd)
+        cost_per_point(values["rel_diff_pct"], rel_ci, rule.price_per_pair_usd)
         if n >= 1 and (rel_ci is not None or n == 1)
         else _no_cost(n)
     )
@@ -154,10 +154,10 @@ def _why_undefined(n: int) -> str:
     return "one pair has no spread" if n == 1 else "every difference is the same (s = 0)"
 
 
-def _no_cost(n: int) -> UsdPerPoint:
+def _no_cost(n: int) -> CostPerPoint:
     reason = _why_undefined(n)
     names = ("point", "low", "high")
-    return UsdPerPoint(point=None, low=None, high=None, sentence=reason, undefined=dict.fromkeys(names, reason))
+    return CostPerPoint(point=None, low=None, high=None, sentence=reason, undefined=dict.fromkeys(names, reason))
 
 
 def _add_margin_in_run_sd(values: dict[str, Any], pairs: Pairs, undefined: dict[str, str], notes: list[str]) -> None:
@@ -182,18 +182,26 @@ def t_interval(x: Floats) -> Interval:
     return float(x.mean() - half), float(x.mean() + half)
 
 
+def t_p_values(t: float, n: int) -> tuple[float, float]:
+    """One-sided (improvement) and two-sided p of the paired t of n pairs."""
+    from scipy.special import stdtr
+
+    return float(stdtr(n - 1, -t)), float(2 * stdtr(n - 1, -abs(t)))
+
+
 def _t_family(n: int, mean: float, ss: float, margin: float, rule: Rule) -> dict[str, Any]:
     from scipy.special import stdtr
 
     df = n - 1
     sd = np.sqrt(ss / df)
     t = float(paired_t(n, mean, ss))
+    p_one_sided, p_two_sided = t_p_values(t, n)
     d_z = mean / sd
     to_margin = [float(stdtr(df, -paired_t(n, m, ss))) for m in (margin - mean, margin + mean)]
     return {
         "t": t,
-        "p_one_sided": float(stdtr(df, -t)),
-        "p_two_sided": float(2 * stdtr(df, -abs(t))),
+        "p_one_sided": p_one_sided,
+        "p_two_sided": p_two_sided,
         "d_z": float(d_z),
         "g_z": hedges_g(float(d_z), n) if n > 2 else None,
         "tost_p": max(to_margin),

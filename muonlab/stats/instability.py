@@ -57,7 +57,9 @@ def instability(steps: ArrayLike, baseline: ArrayLike, challenger: ArrayLike, *,
     ratio = None
     names = ("baseline_spikes", "challenger_spikes", "residual_variance_ratio")
     if noise_base.size < FEWEST_RESIDUALS:
-        undefined.update(dict.fromkeys(names, f"fewer than {FEWEST_RESIDUALS} residuals after the first 30% of the steps"))
+        undefined.update(
+            dict.fromkeys(names, f"fewer than {FEWEST_RESIDUALS} residuals after the first 30% of the steps")
+        )
     elif (scale := float(np.median(np.abs(noise_base - np.median(noise_base))))) == 0:
         undefined.update(dict.fromkeys(names, "the baseline's curve has no noise to compare with"))
     else:

@@ -3,7 +3,8 @@
     effect_j = theta + u_j + e_j,  u_j ~ N(0, tau^2) between sizes,  e_j ~ N(0, variance_j) within
     Q = sum w_j (effect_j - fixed-effect mean)^2 ~ chi^2_{J-1} if the sizes agree (tau = 0)
 
-tau^2 by Paule-Mandel, the interval of theta by Hartung and Knapp (t with J - 1 degrees of freedom). Effects should be
+tau^2 by Paule-Mandel, the interval of theta by Hartung and Knapp (t with J - 1 degrees of freedom), never
+narrower than without their scale. Effects should be
 relative (percent of the baseline), since losses of different sizes are not on one scale.
 Assumes independent comparisons with known within-variances; with two or three sizes the test of heterogeneity has
 little power, and its silence is not evidence that a gain survives scale.
@@ -45,7 +46,10 @@ def across_sizes(effects: ArrayLike, standard_errors: ArrayLike) -> MetaAnalysis
     from statsmodels.stats.meta_analysis import combine_effects
 
     combined = combine_effects(effect, se**2, method_re="iterated", use_t=True)
-    low, high = (float(x) for x in combined.conf_int()[3])  # row 3: random effects, Hartung-Knapp
+    # Random effects: row 1 with t quantiles, row 3 also with Hartung and Knapp's scale, which can shrink it below
+    # what the within-variances allow where the sizes agree by chance. The wider of the two.
+    intervals = combined.conf_int()
+    low, high = min(intervals[1][0], intervals[3][0]), max(intervals[1][1], intervals[3][1])
     p = float(combined.test_homogeneity().pvalue)
     survives = (
         "the interval is above 0: the gain survives scale, as far as these sizes go"
@@ -56,7 +60,7 @@ def across_sizes(effects: ArrayLike, standard_errors: ArrayLike) -> MetaAnalysis
     return MetaAnalysis(
         sizes=effect.size,
         pooled=float(combined.mean_effect_re),
-        ci95=(low, high),
+        ci95=(float(low), float(high)),
         tau=float(np.sqrt(max(combined.tau2, 0.0))),
         i2=float(max(combined.i2, 0.0)),
         q=float(combined.q),

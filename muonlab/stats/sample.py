@@ -67,6 +67,8 @@ class PairedSample(BaseModel):
     provenance: Literal["run", "reported"] = "run"
     early_regress: float | None = None
     """Largest early regress as a fraction (`guardrails.early_regress`); None where no curves were given."""
+    missing_cells: tuple[str, ...] = ()
+    """Sentences from the caller, one for each declared run that has not been made among the seeds so far."""
     integrity_failures: tuple[str, ...] = ()
     """Sentences from the caller, e.g. a data digest that differs between the arms."""
 
@@ -173,7 +175,7 @@ def pair(sample: PairedSample, rule: Rule) -> Pairs:
     Raises ValueError where a run diverged and the rule has no diverged loss.
     """
     invalid = list(sample.integrity_failures)
-    incomplete: list[str] = []
+    incomplete = list(sample.missing_cells)
     notes: list[str] = []
     base = _by_seed("baseline", sample.baseline, invalid)
     chal = _by_seed(sample.arm, sample.challenger, invalid)

@@ -16,9 +16,11 @@ Sources: Student (1908) doi:10.2307/2331554; Mann and Whitney (1947) doi:10.1214
 import numpy as np
 from numpy.typing import ArrayLike
 
-from muonlab.stats.effect import Interval, paired_t_p, t_interval
+from muonlab.stats.effect import Interval, t_interval, t_p_values
 from muonlab.stats.evidence import Floats
+from muonlab.stats.kernel import paired_t
 from muonlab.stats.result import Result
+from muonlab.stats.sample import moments
 
 LEVELS = 9
 FIRST_LEVEL_SHARE = 0.4  # of the run: earlier losses are about warm-up, not about the optimizer
@@ -67,8 +69,10 @@ def grid_bracket(steps: ArrayLike, losses: ArrayLike, target: float) -> tuple[fl
 
 
 def log_ratio_over_levels(steps: ArrayLike, baseline: ArrayLike, challenger: ArrayLike) -> float:
-    """Mean log ratio of steps over the 9 levels, for one pair of curves [E]; -infinity if the challenger ends worse
-    than the baseline was at 40 % of the run."""
+    """Mean log ratio of steps over the 9 levels, for one pair of curves [E].
+
+    -infinity if the challenger ends worse than the baseline was at 40 % of the run.
+    """
     steps_e, best_base = _running_minimum(steps, baseline)
     _, best_chal = _running_minimum(steps, challenger)
     highest = float(np.interp(FIRST_LEVEL_SHARE * steps_e[-1], steps_e, best_base))
@@ -116,7 +120,7 @@ def speed_to_target(
         if r.size >= 2 and r.std() > 0:
             low, high = t_interval(r)
             interval = (float(np.exp(low)), float(np.exp(high)))
-            one, two = paired_t_p(r)
+            one, two = t_p_values(float(paired_t(r.size, *moments(r))), r.size)
         else:
             reason = "one pair has no spread" if r.size == 1 else "every ratio is the same"
             undefined.update(dict.fromkeys(("ratio_ci95", "p_one_sided", "p_two_sided"), reason))

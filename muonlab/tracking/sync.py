@@ -58,7 +58,7 @@ BATCH = 1000
 LOCKED_TRIES = 4
 """Each waits up to MLflow's own 20 s for the lock of an sqlite file."""
 STORE_LOCK_S = 60.0
-NOT_SERIES = ("step", "seconds", "tokens", "val_loss_measured")
+NOT_SERIES = ("step", "seconds", "tokens")
 DIAGNOSTIC_PREFIX = "opt_"
 
 T = TypeVar("T")
@@ -245,15 +245,17 @@ class Mirror:
         from mlflow.exceptions import MlflowException
 
         if name not in self._experiments:
-            # Another store's server decides itself where artifacts go; the file in the repository has no server.
-            own = self.uri == default_uri(self.main)
-            location = str(self.main.resolve() / "mlartifacts" / name) if own else None
-            try:
-                self._patiently(lambda: self.client.create_experiment(name, artifact_location=location))
-            except MlflowException as error:
-                if error.error_code != "RESOURCE_ALREADY_EXISTS":
-                    raise
             found = self._patiently(lambda: self.client.get_experiment_by_name(name))
+            if found is None:
+                # Another store's server decides itself where artifacts go; the file in the repository has no server.
+                own = self.uri == default_uri(self.main)
+                location = str(self.main.resolve() / "mlartifacts" / name) if own else None
+                try:
+                    self._patiently(lambda: self.client.create_experiment(name, artifact_location=location))
+                except MlflowException as error:
+                    if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                        raise
+                found = self._patiently(lambda: self.client.get_experiment_by_name(name))
             assert found is not None, "an experiment that exists is found"
             if found.lifecycle_stage == "deleted":
                 self._patiently(lambda: self.client.restore_experiment(found.experiment_id))
@@ -363,13 +365,13 @@ def parameters(cell: dict[str, Any]) -> dict[str, str]:
 
 
 def curve_metrics(rows: Iterable[dict[str, Any]], started: int) -> Iterator[Metric]:
-    """Metrics of a curve's rows; `started` in ms since 1970. A measured loss that was not finite is nan."""
+    """Metrics of a curve's rows; `started` in ms since 1970. A validation loss that was not finite is nan."""
     from mlflow.entities import Metric
 
     for row in rows:
         at = started + round(1000 * (row.get("seconds") or 0.0))
         for key, value in row.items():
-            if key == "val_loss" and value is None and row.get("val_loss_measured"):
+            if key == "val_loss" and value is None:
                 value = math.nan
             if key in NOT_SERIES or not isinstance(value, int | float):
                 continue

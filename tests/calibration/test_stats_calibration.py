@@ -10,7 +10,7 @@ import pytest
 from scipy import stats
 
 from muonlab.registry.verdict import Verdict
-from muonlab.stats.cost import usd_per_point
+from muonlab.stats.cost import cost_per_point
 from muonlab.stats.effect import t_interval
 from muonlab.stats.evidence import critical_t
 from muonlab.stats.kernel import decide_moments
@@ -121,7 +121,7 @@ def test_coverage_of_the_t_and_fieller_intervals(n):
     for row in rel:
         low, high = t_interval(row)
         covered_t += low <= true_pct <= high
-        cost = usd_per_point(float(row.mean()), (low, high), price)
+        cost = cost_per_point(float(row.mean()), (low, high), price)
         above = cost.low is not None and cost.low <= price / true_pct
         covered_cost += above and (cost.high is None or price / true_pct <= cost.high)
     assert covered_t / count == pytest.approx(0.95, abs=0.01)

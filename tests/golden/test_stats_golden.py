@@ -14,7 +14,7 @@ from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.weightstats import ttost_paired
 
 from muonlab.registry.verdict import Verdict
-from muonlab.stats.cost import usd_per_point
+from muonlab.stats.cost import cost_per_point
 from muonlab.stats.decision import decide, decide_family, holm
 from muonlab.stats.effect import describe, evidence_path, power, required_n
 from muonlab.stats.evidence import log_e_value
@@ -247,7 +247,7 @@ def test_usd_per_point_fieller_route(baseline, challenger):
 
 
 def test_usd_per_point_unbounded_sentence():
-    cost = usd_per_point(0.1, (-0.05, 0.25), 7.0)
+    cost = cost_per_point(0.1, (-0.05, 0.25), 7.0)
     assert cost.point is None
     assert cost.high is None
     assert cost.sentence.startswith("at least $28.00 per percentage point, unbounded above")

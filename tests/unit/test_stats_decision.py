@@ -190,6 +190,12 @@ def test_no_spread_is_suspect(effect):
     assert "suspect" in decision.reasons[0]
 
 
+def test_no_spread_but_float_subtraction_is_suspect():
+    d = BASELINE[:6] - (BASELINE[:6] - 0.1)
+    assert len(set(d)) > 1  # equal on paper
+    assert decide(sample(0.1, 6, noise=0), rule()).verdict is Verdict.INVALID
+
+
 def test_one_identical_pair_is_suspect():
     assert decide(sample(0.0, 1, noise=0), rule()).verdict is Verdict.INVALID
 

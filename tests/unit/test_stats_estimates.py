@@ -5,7 +5,7 @@ import pytest
 from pydantic import ValidationError
 from scipy import stats
 
-from muonlab.stats.cost import usd_per_point
+from muonlab.stats.cost import cost_per_point
 from muonlab.stats.effect import (
     describe,
     divergence_bound,
@@ -156,16 +156,16 @@ def test_the_confidence_sequence_holds_what_neither_side_rejects():
 
 
 def test_a_free_workload_costs_nothing_per_point():
-    cost = usd_per_point(0.5, (0.4, 0.6), 0.0)
+    cost = cost_per_point(0.5, (0.4, 0.6), 0.0)
     assert (cost.point, cost.low, cost.high) == (0, 0, 0)
 
 
 def test_no_improvement_has_no_price():
     for interval in ((-0.4, -0.1), None):
-        cost = usd_per_point(-0.2, interval, 7.0)
+        cost = cost_per_point(-0.2, interval, 7.0)
         assert (cost.point, cost.low, cost.high) == (None, None, None)
         assert "no improvement to divide by" in cost.sentence
 
 
 def test_an_interval_that_touches_zero_is_unbounded():
-    assert usd_per_point(0.2, (0.0, 0.4), 7.0).high is None
+    assert cost_per_point(0.2, (0.0, 0.4), 7.0).high is None

@@ -62,6 +62,13 @@ def test_seeds_beyond_the_plan_are_left_out_and_listed():
     assert "seeds beyond the plan, left out: 5, 6, 7" in decision.reasons
 
 
+def test_a_fixed_plan_takes_the_first_n_seeds():
+    fixed = Rule(min_effect=0.002, min_effect_unit="nats", plan="fixed", fixed_n=5)
+    decision = decide(sample(range(8), range(8)), fixed)
+    assert decision.n == 5
+    assert "seeds beyond the plan, left out: 5, 6, 7" in decision.reasons
+
+
 def failing(side, *seeds):
     whole = sample(range(6), range(6))
     side_runs = tuple(Run(seed=r.seed, status="failed") if r.seed in seeds else r for r in getattr(whole, side))
