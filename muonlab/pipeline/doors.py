@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from muonlab.pipeline.layout import Layout
 from muonlab.registry.errors import CellsFailedError, UsageError
@@ -101,8 +102,17 @@ def dvc(layout: Layout, *arguments: str, show: Callable[[str], bool] = lambda li
         raise CellsFailedError(f"`dvc {' '.join(arguments)}` failed: {' '.join(words).removeprefix('muonlab: ')}")
 
 
-def restorable(layout: Layout, study: Study) -> set[str]:
-    """Keys of the cells (`<arm>-<seed>`) that DVC has in place or would restore from its run cache.
+class InPlace(NamedTuple):
+    """What DVC would not have to make again."""
+
+    data: bool
+    """The workload's tokens."""
+    cells: set[str]
+    """Keys of the cells (`<arm>-<seed>`) that are in place or in the run cache."""
+
+
+def in_place(layout: Layout, study: Study) -> InPlace:
+    """Ask DVC what of a study is in place or would be restored from its run cache.
 
     Uses DVC's Python API, since no command answers this without restoring; a version of DVC whose API has moved
     is refused rather than guessed around, because a wrong answer here trains cells twice.
@@ -111,25 +121,27 @@ def restorable(layout: Layout, study: Study) -> set[str]:
     from dvc.repo import Repo
     from dvc.stage.cache import RunCacheNotFoundError
 
-    found: set[str] = set()
+    def has(stage: Any) -> bool:
+        if not stage.changed():
+            return True
+        stage.save_deps()
+        try:
+            repo.stage_cache.restore(stage, dry=True)
+        except RunCacheNotFoundError:
+            return False
+        return True
+
     try:
         with Repo(str(layout.root)) as repo, repo.lock:
-            file = str(layout.study(study.slug) / "dvc.yaml")
-            for stage in repo.stage.collect(file):
-                name, _, key = stage.name.partition("@")
-                if name != "train":
-                    continue
-                if not stage.changed():
-                    found.add(key)
-                    continue
-                stage.save_deps()
-                try:
-                    repo.stage_cache.restore(stage, dry=True)
-                except RunCacheNotFoundError:
-                    continue
-                found.add(key)
+            (data,) = repo.stage.collect(f"data/dvc.yaml:prepare_data@{study.workload}")
+            if data.changed():
+                return InPlace(data=False, cells=set())
+            stages = (
+                repo.stage.collect(str(layout.study(study.slug) / "dvc.yaml")) if study.kind == "comparison" else []
+            )
+            trains = {stage.name.removeprefix("train@"): stage for stage in stages if stage.name.startswith("train@")}
+            return InPlace(data=True, cells={key for key, stage in trains.items() if has(stage)})
     except (AttributeError, TypeError) as error:
         raise UsageError(
             f"dvc: its Python API is not the one that was tested ({error}); install the version in constraints.txt."
         ) from error
-    return found

@@ -14,14 +14,33 @@ from __future__ import annotations
 import ast
 import hashlib
 import importlib.metadata
+import json
 import platform
 import shutil
 import subprocess
 from pathlib import Path
 
+from muonlab.pipeline.layout import Layout
 from muonlab.registry.canonical import sha256_of
+from muonlab.registry.settings import Params
 
 LIBRARIES = ("numpy", "safetensors", "scipy", "torch", "transformers")
+
+
+def write_fingerprints(layout: Layout, params: Params) -> None:
+    """Write data/fingerprint/<optimizer>.json for every optimizer named in params.yaml."""
+    around = environment()
+    for arm, options in params.optimizers.items():
+        kind = str(options.get("kind", arm))
+        content = {
+            "kind": kind,
+            "code": code_fingerprint(layout.root, kind),
+            "environment": sha256_of(around),
+            "environment_versions": around,
+        }
+        path = layout.fingerprint(arm)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def code_files(root: Path, kind: str) -> list[Path]:

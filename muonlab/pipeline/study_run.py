@@ -19,6 +19,7 @@ from muonlab.pipeline.attempts import CellScratch, Purpose
 from muonlab.pipeline.collect import collect
 from muonlab.pipeline.conclude import collect_into, judge_into, read_standing, report_into
 from muonlab.pipeline.declare import declared_params, refuse_uncommitted, register
+from muonlab.pipeline.fingerprint import write_fingerprints
 from muonlab.pipeline.layout import Layout
 from muonlab.pipeline.pool import Job, PoolState, train_all
 from muonlab.pipeline.resolve import check_study, load_params, load_study, study_cells
@@ -65,9 +66,8 @@ def run_study(
     params, study = check(layout, slug)
     if study.kind != "comparison":
         raise UsageError(f"experiments/{slug}: kind is {study.kind!r}; this runs comparisons.")
-    prepare(layout, study)
+    in_place = prepare(layout, params, study)
     cells = study_cells(layout, params, study)
-    in_place = doors.restorable(layout, study)
     waiting = [cell for cell in cells if cell.key not in in_place]
     missing = [cell for cell in waiting if CellScratch(layout, cell.digest).finished() is None]
     say(
@@ -101,14 +101,19 @@ def run_study(
     )
 
 
-def prepare(layout: Layout, study: Study) -> None:
-    """Bring a study's grid file, folders, data and fingerprints up to date."""
+def prepare(layout: Layout, params: Params, study: Study) -> set[str]:
+    """Bring grid file, folders, fingerprints and data up to date; return the keys of the cells that DVC has."""
     if study.kind == "comparison":
         doors.write_grid(layout, study)
         doors.make_folders(layout, study)
         # The default study stays open, so that its grid can be reproduced by DVC alone; any other is closed.
-        doors.set_open_studies(layout, sorted({load_params(layout.params).study, study.slug}))
-    doors.dvc(layout, "repro", "fingerprint", f"data/dvc.yaml:prepare_data@{study.workload}", show=_is_news)
+        doors.set_open_studies(layout, sorted({params.study, study.slug}))
+    write_fingerprints(layout, params)
+    found = doors.in_place(layout, study)
+    if not found.data:
+        doors.dvc(layout, "repro", f"data/dvc.yaml:prepare_data@{study.workload}", show=_is_news)
+        found = doors.in_place(layout, study)
+    return found.cells
 
 
 def train_missing(

@@ -46,7 +46,7 @@ def run_tuning(
     params, study = check(layout, slug)
     if study.kind != "tuning":
         raise UsageError(f"experiments/{slug}: kind is {study.kind!r}; run it with `muon study run {slug}`.")
-    prepare(layout, study)
+    prepare(layout, params, study)
     cells = {
         (arm, seed, tuple(point.items())): resolve_cell(layout, params, study.workload, arm, seed, overrides=point)
         for seed in study.seeds

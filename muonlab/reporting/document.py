@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from muonlab.registry.record import RunRecord
+from muonlab.registry.verdict import Verdict
 from muonlab.reporting.standing import ArmComparison, Standing
 from muonlab.reporting.wording import (
     ABSENT,
@@ -25,6 +26,7 @@ from muonlab.reporting.wording import (
     limits,
     listed,
     margin_text,
+    moment,
     money,
     next_step,
     percent_of,
@@ -33,7 +35,7 @@ from muonlab.reporting.wording import (
     status_line,
 )
 
-Kind = Literal["text", "number", "code", "arm"]
+Kind = Literal["text", "prose", "number", "code", "arm"]
 
 
 @dataclass(frozen=True)
@@ -67,14 +69,13 @@ class Pictures:
 
 
 @dataclass(frozen=True)
-class Sample:
-    """Text that a model wrote, line breaks kept, nothing in it active."""
+class Samples:
+    """(who wrote it, text): line breaks kept, nothing in it active."""
 
-    arm: str
-    text: str
+    written: tuple[tuple[str, str], ...]
 
 
-Block = Paragraph | Bullets | Table | Pictures | Sample
+Block = Paragraph | Bullets | Table | Pictures | Samples
 
 
 @dataclass(frozen=True)
@@ -127,7 +128,7 @@ def build(standing: Standing, *, pictures: Iterable[str], cell: RunRecord | None
     """The document of a study; `pictures` are the names of the figures that could be drawn."""
     drawn = tuple(pictures)
     sections = [
-        Section("Paired differences", _pictures(drawn, "forest") or (Paragraph(_no_pairs(standing)),)),
+        Section("Paired differences", _differences(standing, drawn)),
         Section("Comparisons", _comparisons(standing)),
         Section("Reasons", _reasons(standing)),
         Section("Evidence and curves", _evidence(standing, drawn)),
@@ -191,8 +192,16 @@ def _pictures(drawn: Sequence[str], *names: str) -> tuple[Block, ...]:
     return (Pictures(found),) if found else ()
 
 
-def _no_pairs(standing: Standing) -> str:
-    return f"No seed is finished in both {standing.snapshot.study.baseline} and another arm: there is no pair to show."
+def _differences(standing: Standing, drawn: Sequence[str]) -> tuple[Block, ...]:
+    pictures = _pictures(drawn, "forest")
+    if not pictures:
+        baseline = standing.snapshot.study.baseline
+        return (Paragraph(f"No seed is finished in both {baseline} and another arm: there is no pair to show."),)
+    text = (
+        "Small marks: one seed each (a cross: one of its two runs diverged). Diamond and bar: their mean and its 95% "
+        "interval. Shaded: smaller than the smallest effect worth having. An arrow: beyond the scale."
+    )
+    return (*pictures, Paragraph(text))
 
 
 # Comparisons
@@ -202,24 +211,23 @@ def _comparisons(standing: Standing) -> tuple[Block, ...]:
     baseline = standing.snapshot.study.baseline
     effects: tuple[tuple[str, Kind], ...] = (
         ("arm", "arm"),
-        ("role", "text"),
+        ("verdict", "text"),
         ("better by [nats/token]", "number"),
         ("95% interval", "number"),
-        (f"[% of {baseline}'s loss]", "number"),
+        ("[% of the baseline's loss]", "number"),
         ("95% interval", "number"),
         ("pairs", "number"),
         ("E", "number"),
-        ("verdict", "text"),
     )
     stability: tuple[tuple[str, Kind], ...] = (
         ("arm", "arm"),
-        ("cost per percentage point", "text"),
+        ("cost per percentage point of improvement", "prose"),
         ("early regress", "number"),
         ("diverged", "text"),
         ("failed", "text"),
         ("missing", "text"),
     )
-    first = [_effect_row(c) for c in standing.comparisons]
+    first = [_effect_row(standing, c) for c in standing.comparisons]
     second = [_stability_row(standing, c) for c in standing.comparisons]
     spread = ""
     if standing.baseline_mean is not None:
@@ -235,27 +243,34 @@ def _comparisons(standing: Standing) -> tuple[Block, ...]:
         "pairs; negative is worse. E is the evidence against no improvement: 1 says nothing, and chance alone "
         "reaches 1/level in at most that level of all studies, however often one looks. Early regress: the largest "
         f"mean lag behind {baseline} in the first 30% of the steps, in percent of its loss; negative is ahead. "
-        "Control and reference arms are described, not decided."
+        "The arms that are control or reference are described, not decided."
     )
     return (Table(effects, tuple(first)), Table(stability, tuple(second)), Paragraph(note))
 
 
-def _effect_row(c: ArmComparison) -> tuple[str, ...]:
+def _effect_row(standing: Standing, c: ArmComparison) -> tuple[str, ...]:
     e = c.estimates
-    verdict = c.decision.verdict.value if c.decision else "described"
+    verdict = _verdict(standing, c) if c.decision else c.role
     if e.mean_diff is None or e.rel_diff_pct is None or e.e_value is None:
-        return (c.arm, c.role, ABSENT, e.undefined["mean_diff"], ABSENT, ABSENT, str(e.n), ABSENT, verdict)
+        return (c.arm, verdict, ABSENT, e.undefined["mean_diff"], ABSENT, ABSENT, str(e.n), ABSENT)
     return (
         c.arm,
-        c.role,
+        verdict,
         signed(e.mean_diff, half_width(e.ci95, e.mean_diff)),
         bracket(e.ci95) if e.ci95 else f"none: {e.undefined['ci95']}",
         signed(e.rel_diff_pct, half_width(e.rel_ci95_pct, e.rel_diff_pct)) + "%",
         bracket(e.rel_ci95_pct, "%") if e.rel_ci95_pct else ABSENT,
         str(e.n),
         plain(e.e_value),
-        verdict,
     )
+
+
+def _verdict(standing: Standing, c: ArmComparison) -> str:
+    """The verdict, and beside it that a guardrail failed."""
+    assert c.decision is not None
+    verdict = c.decision.verdict
+    judged = verdict not in (Verdict.INVALID, Verdict.INCOMPLETE)
+    return f"{verdict.value}, guardrail failed" if judged and broken_guardrails(standing, c) else verdict.value
 
 
 def _stability_row(standing: Standing, c: ArmComparison) -> tuple[str, ...]:
@@ -289,27 +304,28 @@ def _reasons(standing: Standing) -> tuple[Block, ...]:
         if d.p_adjusted is not None and d.e_improves is not None:
             family = f", Holm over {d.family_size} challengers" if d.family_size > 1 else ""
             reasons.append(
-                f"one-sided paired t: p = {d.p_adjusted:.3g}{family}; exact for one look at a fixed number of pairs only"
+                f"one-sided paired t: p = {d.p_adjusted:.3g}{family}; exact only for one look at a fixed number of pairs"
             )
-        guardrails = broken_guardrails(standing, c) if d.verdict.value not in ("INVALID", "INCOMPLETE") else []
-        failed = f"; guardrail failed: {'; '.join(guardrails)}" if guardrails else ""
-        blocks.append(Bullets(tuple(map(one_line, reasons)), f"{c.arm}: {d.verdict.value}{failed}"))
+        blocks.append(Bullets(tuple(map(one_line, reasons)), f"{c.arm}: {_verdict(standing, c)}"))
     return tuple(blocks)
 
 
 def _evidence(standing: Standing, drawn: Sequence[str]) -> tuple[Block, ...]:
-    pictures = _pictures(drawn, "evidence", "differences", "losses")
+    pictures = _pictures(drawn, "evidence", "differences", "losses", "finish")
     if not pictures:
         return ()
     study = standing.snapshot.study
     assert study.decision is not None
     baseline = study.baseline
     text = (
-        "A faint line is one run (or one seed's pair), a thick line the mean of an arm, drawn as far as all its "
-        f"runs go on. Up is better than {baseline} in the differences; the shaded zone is where the early guardrail looks."
+        "A faint line is one run (or one seed's pair), a thick line the mean of an arm, drawn as far as all its runs "
+        f"go on (a cross: one of them diverged there). Up is better than {baseline} in the differences; the shaded "
+        "zone is where the early guardrail looks."
     )
     if study.decision.plan != "sequential":
-        text += f" The plan looks once, at {study.decision.plan.fixed} pairs, and decides by t: E is shown for information."
+        text += (
+            f" The plan looks once, at {study.decision.plan.fixed} pairs, and decides by t: E is shown for information."
+        )
     return (*pictures, Paragraph(text))
 
 
@@ -328,8 +344,8 @@ def _cost(standing: Standing) -> tuple[Block, ...]:
         left = study.budget_usd - standing.total_cost_usd
         text = (
             f"All attempts took {total} of computing and {money(standing.total_cost_usd)} at "
-            f"{money(study.price_usd_per_gpu_hour)} a GPU hour; of this, {lost} and {money(standing.lost_cost_usd)} went "
-            "into attempts that did not become an outcome. "
+            f"{money(study.price_usd_per_gpu_hour)} a GPU hour; of this, {lost} and {money(standing.lost_cost_usd)} "
+            "went into attempts that did not become an outcome. "
         ) + (
             f"Of the budget of {money(study.budget_usd)}, {money(left)} is left."
             if left >= 0
@@ -344,14 +360,12 @@ def _cost(standing: Standing) -> tuple[Block, ...]:
         ("arm", "arm"),
         ("seconds a pair", "number"),
         *((("cost a pair", "number"),) if priced else ()),
-        ("cost per percentage point of improvement", "text"),
     )
     rows = [
         (
             c.arm,
             f"{c.pair_seconds:,.1f}" if c.pair_seconds else ABSENT,
             *((money(c.pair_cost_usd),) if priced else ()),
-            _per_point(standing, c),
         )
         for c in standing.comparisons
     ]
@@ -374,9 +388,9 @@ def _samples(standing: Standing) -> tuple[Block, ...]:
     intro = f"Seed {seed}, one continuation an arm, drawn alike; a sample is an impression, not evidence."
     blocks: list[Block] = [Paragraph(intro)]
     for prompt in prompts:
-        if prompt.strip():
-            blocks.append(Sample("the prompt", visible(prompt)))
-        blocks += [Sample(e.arm, visible(e.sample)) for e in same if e.prompt == prompt]
+        asked = [("the prompt", visible(prompt))] if prompt.strip() else []
+        answers = [(e.arm, visible(e.sample)) for e in same if e.prompt == prompt]
+        blocks.append(Samples((*asked, *answers)))
     return tuple(blocks)
 
 
@@ -388,6 +402,8 @@ def _plain_value(value: object) -> str:
         return "not set"
     if isinstance(value, bool):
         return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:g}"
     if isinstance(value, list | tuple):
         return ", ".join(map(_plain_value, value)) or "none"
     if isinstance(value, dict):
@@ -396,7 +412,7 @@ def _plain_value(value: object) -> str:
 
 
 def _pairs(rows: Iterable[tuple[str, str]], first: str, second: str) -> Table:
-    return Table(((first, "code"), (second, "text")), tuple(rows))
+    return Table(((first, "code"), (second, "prose")), tuple(rows))
 
 
 def _declared(standing: Standing) -> tuple[Block, ...]:
@@ -404,8 +420,8 @@ def _declared(standing: Standing) -> tuple[Block, ...]:
     study = snapshot.study
     assert study.decision is not None
     decision = study.decision.model_dump(mode="json")
+    decision["min_effect"] = margin_text(standing)
     rows = [(f"decision.{key}", _plain_value(value)) for key, value in decision.items()]
-    rows = [(k, f"{v} (smallest effect worth having: {margin_text(standing)})" if k == "decision.min_effect" else v) for k, v in rows]
     declared = study.model_dump(mode="json", exclude={"decision", "grid", "slug"})
     rows = [*((key, _plain_value(value)) for key, value in declared.items()), *rows]
     registration = snapshot.registration
@@ -413,7 +429,7 @@ def _declared(standing: Standing) -> tuple[Block, ...]:
         when = "The declaration was not registered before the runs."
     else:
         commit = f" at commit `{registration.commit}`" if registration.commit else ""
-        when = f"Registered {registration.registered_at}{commit}, hash `{registration.registration}`"
+        when = f"Registered {moment(registration.registered_at)}{commit}, hash `{registration.registration}`"
         when += (
             f"; amended since (now `{snapshot.current_registration}`), so that only the E-value decides."
             if snapshot.amended
@@ -421,14 +437,14 @@ def _declared(standing: Standing) -> tuple[Block, ...]:
         )
         starts = [r.started_at for r in snapshot.records]
         if starts:
-            when += f" The first run that counts or was tried here started {min(starts)}."
+            when += f" The first run that counts or was tried here started {moment(min(starts))}."
     options = [
         (arm, _plain_value(spec.get("kind", arm)), _plain_value(spec.get("options", spec)))
         for arm, spec in snapshot.optimizers.items()
     ]
     tables: list[Block] = [Paragraph(when), _pairs(rows, "key", "declared")]
     if options:
-        tables.append(Table((("arm", "arm"), ("kind", "code"), ("options, as resolved", "text")), tuple(options)))
+        tables.append(Table((("arm", "arm"), ("kind", "code"), ("options, as resolved", "prose")), tuple(options)))
     settings = snapshot.settings.model_dump(mode="json")
     tables.append(_pairs(((k, _plain_value(v)) for k, v in settings.items()), f"workload {study.workload}", "setting"))
     return tuple(tables)
@@ -453,7 +469,7 @@ def _runs(standing: Standing) -> Table:
         ("seconds", "number"),
         ("cost", "number"),
         ("digest", "code"),
-        ("error", "text"),
+        ("error", "prose"),
     )
     rows = [
         (

@@ -52,6 +52,8 @@ FONT_PT = 8.5
 LABEL_CHARS = 15
 """Longest arm name beside a line; with a longer one the figure has a legend below."""
 LEGEND_CHARS = 44
+FINISH_FROM = 0.6
+"""Share of the steps after which the figure of the finish begins."""
 CLIP_FACTOR = 3.0
 """A described arm this many times further out than the challengers doesn't stretch the scale, but leaves it."""
 
@@ -147,12 +149,13 @@ def spread(wanted: Sequence[float], gap: float, low: float, high: float) -> list
     return placed
 
 
-def text_width(text: str, size: float = FONT_PT) -> float:
+def text_width(text: str, size: float = FONT_PT, weight: str = "normal") -> float:
     """Width of a line of text in points."""
     from matplotlib.font_manager import FontProperties
     from matplotlib.textpath import TextToPath
 
-    width, _, _ = TextToPath().get_text_width_height_descent(text, FontProperties("DejaVu Sans", size=size), ismath=False)
+    font = FontProperties("DejaVu Sans", size=size, weight=weight)
+    width, _, _ = TextToPath().get_text_width_height_descent(text, font, ismath=False)
     return float(width)
 
 
@@ -180,10 +183,11 @@ def _axes(figure: Figure, left: float, bottom: float, right: float, top: float) 
 def _svg(figure: Figure) -> str:
     out = io.StringIO()
     figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None})
-    # The file begins with a document type that no browser needs and some git hosts strip.
+    # Without the document type and the metadata, which nothing needs, and digits that nobody can see.
     text = out.getvalue()
-    lines = (line.rstrip() for line in text[text.index("<svg") :].splitlines())
-    return "\n".join(lines) + "\n"
+    text = re.sub(r"\s*<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
+    text = re.sub(r' (d|x|y)="[^"]*"', lambda m: re.sub(r"(\.\d\d)\d+", r"\1", m[0]), text)
+    return "\n".join(line.rstrip() for line in text.splitlines()) + "\n"
 
 
 # Paired differences
@@ -207,7 +211,7 @@ def _forest(standing: Standing, shown: list[ArmComparison], narrow: bool) -> str
     figure = _figure(HALF_IN if narrow else WIDE_IN, height / 72)
     names = short_names([c.arm for c in shown], 26)
     numbers = {c.arm: _interval_label(c) for c in shown}
-    left = 10.0 if narrow else 12 + max(text_width(n) for n in [*names.values(), "control, described"])
+    left = 10.0 if narrow else 12 + max(text_width(n, weight="bold") for n in [*names.values(), "control, described"])
     right = 10.0 if narrow else 14 + max(text_width(n) for n in numbers.values())
     axes = _axes(figure, left, bottom, right, top)
     low, high = _forest_limits(standing, shown)
@@ -281,7 +285,11 @@ def _forest_row(
 ) -> None:
     style, e = look(standing, comparison.arm), comparison.estimates
     assert e.mean_diff is not None
-    diverged = {c.seed for c in standing.cells if c.state == "diverged" and c.arm in (comparison.arm, standing.snapshot.study.baseline)}
+    diverged = {
+        c.seed
+        for c in standing.cells
+        if c.state == "diverged" and c.arm in (comparison.arm, standing.snapshot.study.baseline)
+    }
     for pair in comparison.differences:
         marker = "x" if pair.seed in diverged else "o"
         axes.plot(pair.difference, y - 7, marker, ms=3.6, mfc="none", mec=style.colour, mew=0.9, zorder=3)
@@ -289,12 +297,13 @@ def _forest_row(
         axes.plot(e.ci95, (y, y), color=style.colour, lw=2.4, solid_capstyle="butt", zorder=3)
     axes.plot(e.mean_diff, y, "D", ms=5.5, color=style.colour, zorder=4)
     ends = [*(d.difference for d in comparison.differences), *(e.ci95 or ())]
+    inset = 0.015 * (limits[1] - limits[0])
     for outside, x, marker in (
-        (min(ends) < limits[0], limits[0], "<"),
-        (max(ends) > limits[1], limits[1], ">"),
+        (min(ends) < limits[0], limits[0] + inset, "<"),
+        (max(ends) > limits[1], limits[1] - inset, ">"),
     ):
         if outside:
-            axes.plot(x, y, marker, ms=6, color=style.colour, clip_on=False, zorder=5)
+            axes.plot(x, y, marker, ms=6, color=style.colour, zorder=5)
 
 
 def _interval_label(comparison: ArmComparison) -> str:
@@ -312,7 +321,7 @@ def _verdict_label(comparison: ArmComparison) -> str:
 
 def _above(axes: Axes, x: float, text: str) -> None:
     """A label above the axes at data position x, shifted to stay inside the figure."""
-    width_pt = 72 * axes.figure.get_size_inches()[0]
+    width_pt = 72 * axes.get_figure(root=True).get_size_inches()[0]
     box = axes.get_position()
     low, high = axes.get_xlim()
     at = (box.x0 + box.width * (x - low) / (high - low)) * width_pt
@@ -339,28 +348,58 @@ Curve = dict[int, float]
 
 def losses(standing: Standing) -> str | None:
     """Validation loss by step: a faint line a run, and each arm's mean for as long as all its runs go on."""
-    arms = {arm: curves for arm in standing.snapshot.study.arms if (curves := _curves(standing, arm))}
+    return _losses(standing, 0)
+
+
+def finish(standing: Standing) -> str | None:
+    """The last part of the loss curves, where what separates the arms can be seen."""
+    return _losses(standing, round(FINISH_FROM * standing.snapshot.settings.steps))
+
+
+def _losses(standing: Standing, first: int) -> str | None:
+    """Loss curves from step `first` on; a described arm far above the rest leaves a figure of the finish."""
+    study = standing.snapshot.study
+    arms: dict[str, list[Curve]] = {}
+    for arm in study.arms:
+        tails = [{k: v for k, v in curve.items() if k >= first} for curve in _curves(standing, arm).values()]
+        if tails := [tail for tail in tails if tail]:
+            arms[arm] = tails
     if not arms:
         return None
     with _styled():
-        figure, axes = _panel(standing, list(arms))
+        figure, axes = _panel(list(arms))
         ends = {}
-        finals: list[float] = []
         for arm, curves in arms.items():
             style = look(standing, arm)
-            for curve in curves.values():
+            for curve in curves:
                 axes.plot(*_xy(curve), color=style.colour, lw=0.6, alpha=0.35, zorder=2)
-            mean = _mean(list(curves.values()))
-            ends[arm] = _draw_mean(axes, mean, style)
-            finals += mean.values()
+            ends[arm] = _draw_mean(axes, _mean(curves), style, last=standing.snapshot.settings.steps)
         axes.set_xlabel("step")
         axes.set_ylabel("validation loss [nats/token]")
-        axes.set_xlim(0, standing.snapshot.settings.steps)
-        low, high = min(finals), max(finals)
-        if high > low:
-            axes.set_ylim(low - 0.06 * (high - low), high + 0.04 * (high - low))
+        axes.set_xlim(first, standing.snapshot.settings.steps)
+        low, high = _loss_limits(standing, first)
+        pad = 0.05 * (high - low) or 1.0
+        axes.set_ylim(low - pad, high + pad)
+        if first:
+            axes.set_title(f"the same from step {first} on", size=FONT_PT - 0.5, color=MUTED, pad=8)
         _name_lines(figure, axes, standing, ends)
         return _svg(figure)
+
+
+def _loss_limits(standing: Standing, first: int) -> tuple[float, float]:
+    """Limits that hold the runs that didn't diverge: of all arms, or, of the finish, of those that are decided."""
+    study = standing.snapshot.study
+    compared = (study.baseline, *study.challengers)
+    cells = [c for c in standing.cells if c.curve]
+    # The narrowest choice that has a value; a figure is drawn only where the last one has.
+    for chosen in (
+        [c for c in cells if c.state == "completed" and (first == 0 or c.arm in compared)],
+        [c for c in cells if c.state == "completed"],
+        cells,
+    ):
+        if values := [loss for c in chosen for step, loss in _finite(c).items() if step >= first]:
+            return min(values), max(values)
+    raise ValueError("no finite loss to draw")
 
 
 def differences(standing: Standing) -> str | None:
@@ -387,7 +426,7 @@ def differences(standing: Standing) -> str | None:
         return min(values), max(values)
 
     with _styled():
-        figure, axes = _panel(standing, list(paths))
+        figure, axes = _panel(list(paths))
         low, high = _scale(shown, extent)
         pad = 0.06 * (high - low) or 1.0
         axes.set_xlim(0, steps)
@@ -404,7 +443,7 @@ def differences(standing: Standing) -> str | None:
             style = look(standing, arm)
             for path in pairs.values():
                 axes.plot(*_xy(path), color=style.colour, lw=0.6, alpha=0.35, zorder=2)
-            ends[arm] = _draw_mean(axes, _mean(list(pairs.values())), style)
+            ends[arm] = _draw_mean(axes, _mean(list(pairs.values())), style, last=steps)
         baseline = short_names([study.baseline], 16)[study.baseline]
         axes.set_xlabel("step")
         axes.set_ylabel(f"better than {baseline} [% of its loss]")
@@ -420,7 +459,7 @@ def evidence(standing: Standing) -> str | None:
     if not paths:
         return None
     with _styled():
-        figure, axes = _panel(standing, list(paths))
+        figure, axes = _panel(list(paths))
         axes.set_yscale("log")
         most = max(n for path in paths.values() for n, _ in path)
         axes.set_xlim(0.8, max(most, 2) + 0.2)
@@ -480,8 +519,8 @@ def _xy(curve: Curve) -> tuple[list[int], list[float]]:
     return steps, [curve[step] for step in steps]
 
 
-def _draw_mean(axes: Axes, mean: Curve, style: Look) -> tuple[float, float] | None:
-    """Draw the thick line and return its end."""
+def _draw_mean(axes: Axes, mean: Curve, style: Look, *, last: int | None = None) -> tuple[float, float] | None:
+    """Draw the thick line and return its end, crossed where it stops before the step `last`."""
     if not mean:
         return None
     steps, values = _xy(mean)
@@ -497,13 +536,15 @@ def _draw_mean(axes: Axes, mean: Curve, style: Look) -> tuple[float, float] | No
         markevery=((len(steps) - 1) % every, every),  # the end always has its marker
         zorder=4,
     )
+    if last is not None and steps[-1] < last:
+        axes.plot(steps[-1], values[-1], "x", ms=8, mew=1.6, color=style.colour, zorder=5)
     return steps[-1], values[-1]
 
 
 LINE_GAP = 11.0  # points from one label's baseline to the next
 
 
-def _panel(standing: Standing, arms: list[str]) -> tuple[Figure, Axes]:
+def _panel(arms: list[str]) -> tuple[Figure, Axes]:
     """A half-width figure with room for the names of its lines, beside them or (long ones) below."""
     below = _long_names(arms)
     plot = max(150.0, 0.0 if below else LINE_GAP * len(arms) + 6)
@@ -517,9 +558,7 @@ def _long_names(arms: Sequence[str]) -> bool:
     return any(len(arm) > LABEL_CHARS for arm in arms)
 
 
-def _name_lines(
-    figure: Figure, axes: Axes, standing: Standing, ends: dict[str, tuple[float, float] | None]
-) -> None:
+def _name_lines(figure: Figure, axes: Axes, standing: Standing, ends: dict[str, tuple[float, float] | None]) -> None:
     if _long_names(list(ends)):
         _legend_below(figure, standing, list(ends))
         return
@@ -529,10 +568,10 @@ def _name_lines(
     wanted = [float(point[1]) * height for point in at.values()]
     for (arm, point), y in zip(at.items(), spread(wanted, LINE_GAP, 3, height - 3), strict=True):
         style = look(standing, arm)
-        # From the line's end to its name, so that a name that had to move still finds its line.
+        # From the height of the line's end to its name, outside the axes: a name that moved finds its line.
         end = min(max(float(point[1]), 0.0), 1.0)
         axes.plot(
-            (float(point[0]), 1 + 0.035),
+            (1.0, 1.035),
             (end, y / height),
             transform=axes.transAxes,
             color=style.colour,
@@ -573,11 +612,14 @@ def alternative_texts(standing: Standing) -> dict[str, str]:
     """Name of a figure -> what it shows, for those who don't see it."""
     baseline = standing.snapshot.study.baseline
     rows = "; ".join(f"{c.arm} {_interval_label(c)}" for c in standing.comparisons if c.differences)
-    grown = "; ".join(f"{c.arm} {c.evidence[-1][1]:.3g} after {c.evidence[-1][0]}" for c in standing.comparisons if c.evidence)
+    grown = "; ".join(
+        f"{c.arm} {c.evidence[-1][1]:.3g} after {c.evidence[-1][0]}" for c in standing.comparisons if c.evidence
+    )
     return {
-        "forest": f"Paired differences of the final loss against {baseline} in nats/token, mean and 95% interval: {rows}. "
-        f"The smallest effect worth having is {margin_text(standing)}.",
+        "forest": f"Paired differences of the final loss against {baseline} in nats/token, mean and 95% interval: "
+        f"{rows}. The smallest effect worth having is {margin_text(standing)}.",
         "losses": "Validation loss by step, one faint line a run and a mean for every arm.",
+        "finish": f"The loss curves from {FINISH_FROM:.0%} of the steps on.",
         "differences": f"Difference to {baseline} on the same seed in percent of its loss, by step.",
         "evidence": f"E-value against no improvement by number of pairs: {grown}.",
     }

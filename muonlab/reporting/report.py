@@ -18,10 +18,16 @@ from muonlab.reporting.document import Document, Table, build
 from muonlab.reporting.standing import Standing
 
 if TYPE_CHECKING:
-    from jinja2 import Environment
+    from jinja2 import Template
     from markupsafe import Markup
 
-FIGURES = {"forest": figures.forest, "evidence": figures.evidence, "differences": figures.differences, "losses": figures.losses}
+FIGURES = {
+    "forest": figures.forest,
+    "evidence": figures.evidence,
+    "differences": figures.differences,
+    "losses": figures.losses,
+    "finish": figures.finish,
+}
 
 
 def write_report(standing: Standing, out: Path, *, cell: RunRecord | None = None) -> list[Path]:
@@ -43,7 +49,9 @@ def write_report(standing: Standing, out: Path, *, cell: RunRecord | None = None
         else:
             path.unlink(missing_ok=True)
     narrow = figures.forest(standing, narrow=True)
-    html = render_html(document, drawn, alternatives, narrow={"forest": narrow} if narrow else {}, arms=_colours(standing))
+    html = render_html(
+        document, drawn, alternatives, narrow={"forest": narrow} if narrow else {}, arms=_colours(standing)
+    )
     return [
         _write(out / "report.md", render_markdown(document, alternatives)),
         _write(out / "report.html", html),
@@ -66,9 +74,18 @@ def render_html(
     arms: dict[str, tuple[str, str]],
 ) -> str:
     """The report as one HTML file. `narrow`: figures for a phone; `arms`: arm -> its colour by day and by night."""
-    return _template("report.html.j2").render(
-        document=document, figures=drawn, narrow=narrow, alt=alternatives, arms=arms, dark=figures.DARK, paper=figures.PAPER
-    ) + "\n"
+    return (
+        _template("report.html.j2").render(
+            document=document,
+            figures=drawn,
+            narrow=narrow,
+            alt=alternatives,
+            arms=arms,
+            dark=figures.DARK,
+            paper=figures.PAPER,
+        )
+        + "\n"
+    )
 
 
 def _write(path: Path, text: str) -> Path:
@@ -81,25 +98,27 @@ def _colours(standing: Standing) -> dict[str, tuple[str, str]]:
     return {arm: (colour, figures.DARK[colour]) for arm, colour in looks.items()}
 
 
-def _template(name: str):  # type: ignore[no-untyped-def]
+def _template(name: str) -> Template:
+    from jinja2 import DictLoader, Environment, StrictUndefined, select_autoescape
+
     source = resources.files("muonlab.reporting").joinpath("templates", name).read_text(encoding="utf-8")
-    return _environment(html=".html" in name).from_string(source)
-
-
-def _environment(*, html: bool) -> Environment:
-    from jinja2 import Environment, StrictUndefined
-
     environment = Environment(
-        autoescape=html, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=False
+        loader=DictLoader({name: source}),
+        autoescape=select_autoescape(enabled_extensions=("html.j2",), disabled_extensions=("md.j2",)),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
-    environment.filters["data_uri"] = data_uri
-    environment.filters["dark"] = figures.dark
-    environment.filters["rich"] = rich_html
-    environment.filters["md"] = escape_markdown
-    environment.filters["md_table"] = markdown_table
-    environment.filters["fenced"] = fenced
+    environment.filters |= {
+        "data_uri": data_uri,
+        "dark": figures.dark,
+        "rich": rich_html,
+        "md": escape_markdown,
+        "md_table": markdown_table,
+        "fenced": fenced,
+    }
     environment.tests["block"] = lambda block, name: type(block).__name__ == name
-    return environment
+    return environment.get_template(name)
 
 
 def data_uri(svg: str) -> str:
@@ -120,31 +139,46 @@ def rich_html(text: str) -> Markup:
     from markupsafe import Markup
 
     return Markup("").join(
-        Markup("<code>{}</code>").format(part) if code else Markup("{}").format(part) for code, part in _code_parts(text)
+        Markup("<code>{}</code>").format(part) if code else Markup("{}").format(part)
+        for code, part in _code_parts(text)
     )
 
 
 def escape_markdown(text: str) -> str:
-    """Text that Markdown shows as it is, on one line; `...` stays code."""
+    """A paragraph or list item that Markdown shows as it is, on one line; `...` stays code."""
+    line = escape_inline(text)
+    # What begins a line can be a list, a heading, a quote or a rule.
+    line = re.sub(r"^(\d+)([.)])(?=\s|$)", r"\1\\\2", line)
+    return re.sub(r"^(?=>|[-+#=]+(?:\s|$))", r"\\", line)
+
+
+def escape_inline(text: str) -> str:
+    """Text inside a line, such as a table cell, that Markdown shows as it is; `...` stays code."""
     shown = []
     for code, part in _code_parts(" ".join(text.split())):
         if code:
             # In a table a pipe ends the cell even inside code.
             shown.append("`" + part.replace("|", "\\|") + "`")
-        else:
-            escaped = re.sub(r"([\\`*<>|~$#!&])", r"\\\1", part)
-            # Inside a word an underscore is only an underscore; a bracket matters where a link could begin.
-            escaped = re.sub(r"(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])", r"\\_", escaped)
-            escaped = re.sub(r"\](?=[(\[:])", r"\\]", escaped)
-            shown.append(re.sub(r"(?i)\b(https?|ftp|mailto)(?=:)|\b(www)(?=\.)", lambda m: m[0][0] + "\u200b" + m[0][1:], escaped))
-    line = "".join(shown)
-    return re.sub(r"^([-+=]|\d+[.)])(?=\s)", r"\\\1", line)
+            continue
+        escaped = re.sub(r"([\\`*|~$])", r"\\\1", part)
+        # Only where a tag, an entity, an image, emphasis or a link could begin: the raw text is read, too.
+        escaped = re.sub(r"<(?=[A-Za-z/!?])|&(?=#|[A-Za-z0-9]+;)|!(?=\[)|\](?=[(\[:])", r"\\\g<0>", escaped)
+        escaped = re.sub(r"(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])", r"\\_", escaped)
+        # A bare address would become a link: a zero-width space inside keeps it text.
+        shown.append(re.sub(r"(?i)\b(h|f|m|w)(?=(?:ttps?|tp|ailto):|ww\.)", "\\1\u200b", escaped))
+    return "".join(shown)
 
 
 def markdown_table(table: Table) -> str:
     """A table whose columns also line up in the raw text."""
-    head = [escape_markdown(title) for title, _ in table.columns]
-    rows = [[escape_markdown(f"`{cell}`" if kind == "code" and cell else cell) for (_, kind), cell in zip(table.columns, row, strict=True)] for row in table.rows]
+    head = [escape_inline(title) for title, _ in table.columns]
+    rows = [
+        [
+            escape_inline(f"`{cell}`" if kind == "code" and cell else cell)
+            for (_, kind), cell in zip(table.columns, row, strict=True)
+        ]
+        for row in table.rows
+    ]
     widths = [max(3, *(len(row[i]) for row in [head, *rows])) for i in range(len(head))]
     right = [kind == "number" for _, kind in table.columns]
 

@@ -266,12 +266,14 @@ def _sample(
     integrity: list[str],
 ) -> PairedSample:
     study = snapshot.study
+    # A seed that waits for a run is not yet a pair, and no sign of a selection: `missing` names it below.
+    waiting = _seeds_in(cells, study.seeds, (study.baseline, arm), ("missing", "abandoned"))
 
     def runs(name: str) -> tuple[Run, ...]:
         found = []
         for seed in study.seeds:
             cell = cells[(name, seed)]
-            if cell.state in ("completed", "diverged", "failed"):
+            if seed not in waiting and cell.state in ("completed", "diverged", "failed"):
                 found.append(Run.model_validate({"seed": seed, "loss": cell.val_loss, "status": cell.state}))
         return tuple(found)
 

@@ -8,12 +8,14 @@ says so before anything else. Differences are baseline - challenger in nats/toke
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Sequence
 from typing import Literal
 
 from muonlab.registry.verdict import Verdict
 from muonlab.reporting.standing import ArmComparison, CellStanding, Standing
 from muonlab.stats.decision import Decision
+from muonlab.stats.predict import DECISION_CHANCE
 
 ABSENT = "–"
 """Stands where a number does not exist; why it does not is said beside it."""
@@ -54,13 +56,14 @@ def plain(value: float, digits: int = 3) -> str:
 
 
 def signed(value: float, scale: float) -> str:
-    """A difference with its sign, to three significant digits of `scale` (its interval's half width)."""
+    """A difference with its sign, to two or three significant digits of `scale` (its interval's half width)."""
     if scale == 0:
         return f"{value:+g}"
-    exponent = math.floor(math.log10(scale))
-    if not -8 < exponent < 6:
+    decimals = round(2 - math.log10(scale))
+    if not -4 <= decimals <= 9:
         return f"{value:+.2e}"
-    return f"{value:+,.{max(0, 2 - exponent)}f}"
+    text = f"{value:+,.{max(0, decimals)}f}"
+    return text if float(text.replace(",", "")) else text[1:]
 
 
 def half_width(interval: tuple[float, float] | None, value: float) -> float:
@@ -75,8 +78,9 @@ def bracket(interval: tuple[float, float], unit: str = "") -> str:
 
 
 def percent_of(fraction: float) -> str:
-    """A fraction as a percentage with a sign."""
-    return f"{100 * fraction:+.2f}%"
+    """A fraction as a percentage with a sign, unless it rounds to 0."""
+    rounded = round(100 * fraction, 2)
+    return f"{rounded:+.2f}%" if rounded else "0.00%"
 
 
 def money(usd: float) -> str:
@@ -91,6 +95,12 @@ def duration(seconds: float) -> str:
     if seconds < 7200:
         return f"{seconds / 60:.1f} min"
     return f"{seconds / 3600:,.1f} h"
+
+
+def moment(iso: str) -> str:
+    """A UTC time stamp as people read it, to the minute; another spelling as it is."""
+    match = re.fullmatch(r"(\d{4}-\d\d-\d\d)T(\d\d:\d\d)(:\d\d(\.\d+)?)?(Z|\+00:00)", iso)
+    return f"{match[1]} {match[2]} UTC" if match else iso
 
 
 def count(number: int, noun: str) -> str:
@@ -113,6 +123,13 @@ def price(standing: Standing, usd: float, seconds: float) -> str:
 # Parts of sentences
 
 
+def _declared_size(standing: Standing) -> str:
+    study = standing.snapshot.study
+    assert study.decision is not None
+    declared = study.decision.min_effect
+    return f"{declared} of its loss" if isinstance(declared, str) else f"{plain(declared)} nats/token"
+
+
 def margin_text(standing: Standing) -> str:
     """The smallest effect worth having as it was declared, and in nats/token."""
     study = standing.snapshot.study
@@ -124,18 +141,13 @@ def margin_text(standing: Standing) -> str:
     return f"{declared} of {study.baseline}'s mean loss{absolute}"
 
 
-def effect_text(standing: Standing, comparison: ArmComparison) -> str:
-    """The estimated effect with its interval, in nats/token and in percent of the baseline's loss."""
+def effect_text(comparison: ArmComparison) -> str:
+    """The estimated effect with its interval; positive is better."""
     e = comparison.estimates
-    if e.mean_diff is None or e.rel_diff_pct is None:
+    if e.mean_diff is None:
         return f"no effect can be estimated: {e.undefined['mean_diff']}"
-    scale = half_width(e.ci95, e.mean_diff)
-    sign = "positive is better" if e.mean_diff > 0 else "negative is worse"
-    size = f"effect {signed(e.mean_diff, scale)} nats/token"
-    share = signed(e.rel_diff_pct, half_width(e.rel_ci95_pct, e.rel_diff_pct))
-    baseline = standing.snapshot.study.baseline
-    interval = f"95% interval {bracket(e.ci95)}" if e.ci95 else f"no interval: {e.undefined['ci95']}"
-    return f"{size}, {interval}; {share}% of {baseline}'s loss; {sign}"
+    size = f"effect {signed(e.mean_diff, half_width(e.ci95, e.mean_diff))} nats/token"
+    return f"{size}, 95% interval {bracket(e.ci95)}" if e.ci95 else f"{size}, no interval: {e.undefined['ci95']}"
 
 
 def broken_guardrails(standing: Standing, comparison: ArmComparison) -> list[str]:
@@ -145,7 +157,9 @@ def broken_guardrails(standing: Standing, comparison: ArmComparison) -> list[str
     baseline = standing.snapshot.study.baseline
     broken = []
     if e.challenger_diverged:
-        broken.append(f"{e.challenger_diverged} of its {count(e.n, 'run')} diverged ({e.baseline_diverged} of {baseline}'s)")
+        broken.append(
+            f"{e.challenger_diverged} of its {count(e.n, 'run')} diverged ({e.baseline_diverged} of {baseline}'s)"
+        )
     limit = str(declared.max_early_regress)
     if e.early_regress is not None and 100 * e.early_regress > float(limit.rstrip("%")):
         broken.append(
@@ -212,7 +226,7 @@ def headline(standing: Standing) -> str:
         "ruled_out": "Archive {}",
         "guardrail": "Archive {}: a guardrail failed",
         "unstable": "Archive {} as unstable",
-        "equivalent": f"Archive {{}} as equivalent to {baseline}",
+        "equivalent": f"Archive {{}} as equivalent to {baseline} within {_declared_size(standing)}",
         "open": "Undecided on {}",
         "ended": f"Undecided on {{}} when the plan ended: keep {baseline}",
         "reported": "Undecided on {}: reported by others, not run here",
@@ -224,25 +238,29 @@ def decision_sentence(standing: Standing) -> str:
     """The one sentence to quote: the verdict on every challenger, with the numbers that carry it."""
     clauses: list[str] = []
     pivoted = False
+    sized = False
     brief = len(standing.decided) > DETAILED_CLAUSES
     for kind, same in groups(standing):
         together = brief or kind in ("invalid", "incomplete")
         for members in [same] if together else [[c] for c in same]:
             pivot = ""
             if kind in ARCHIVED and not pivoted:
-                pivot = _pivot(standing)
+                pivot = _pivot(standing, members)
                 pivoted = True
-            clauses.append(_clause(standing, kind, members, pivot))
+            size = "that size" if sized else margin_text(standing)
+            sized = sized or kind in ("ruled_out", "equivalent", "open", "ended")
+            clauses.append(_clause(standing, kind, members, pivot, size))
     sentence = "; ".join(clauses) + "."
     if not standing.complete:
         return f"Partial, {outcomes_text(standing)}: {sentence}"
     return sentence[0].upper() + sentence[1:]
 
 
-def _pivot(standing: Standing) -> str:
+def _pivot(standing: Standing, archived: Sequence[ArmComparison]) -> str:
     """What follows `archive X`: the declared next method, unless this study has something to say of it."""
     study = standing.snapshot.study
-    kept = f" and keep {study.baseline}"
+    and_ = " and" if len(archived) == 1 else ", and"
+    kept = f"{and_} keep {study.baseline}"
     if any(kind == "go" for kind, _ in groups(standing)):
         return ""
     if study.on_archive is None or study.on_archive == study.baseline:
@@ -253,18 +271,18 @@ def _pivot(standing: Standing) -> str:
         # The method to pivot to is archived by this very study.
         return kept
     if kind is None:
-        return f" and pivot to {study.on_archive}"
-    return f" and pivot to {study.on_archive}, on which this study has no decision either"
+        return f"{and_} pivot to {study.on_archive}"
+    return f"{and_} pivot to {study.on_archive}, on which this study has no decision either"
 
 
-def _clause(standing: Standing, kind: Finding, members: Sequence[ArmComparison], pivot: str) -> str:
+def _clause(standing: Standing, kind: Finding, members: Sequence[ArmComparison], pivot: str, margin: str) -> str:
+    """One part of the decision's sentence; `margin` names the smallest effect worth having."""
     study = standing.snapshot.study
     baseline = study.baseline
     names = listed(c.arm for c in members)
     one = members[0] if len(members) == 1 else None
-    margin = margin_text(standing)
     after = _after(members)
-    evidence = f" ({effect_text(standing, one)})" if one else " (the table holds each effect)"
+    evidence = f" ({effect_text(one)})" if one else " (the table holds each effect)"
     guard = ""
     if one and kind not in ("guardrail", "unstable") and (broken := broken_guardrails(standing, one)):
         guard = f", and a guardrail failed: {'; '.join(broken)}"
@@ -275,8 +293,8 @@ def _clause(standing: Standing, kind: Finding, members: Sequence[ArmComparison],
             return f"INCOMPLETE, no verdict on {names}: {_why_incomplete(standing, members)}"
         case "go":
             return (
-                f"adopt {names} in place of {baseline}: an improvement is established {after}, and its estimate "
-                f"reaches the smallest effect worth having, {margin}{evidence}"
+                f"adopt {names} in place of {baseline}: an improvement is established {after}{evidence}, and its "
+                f"estimate reaches the smallest effect worth having, {margin_text(standing)}"
             )
         case "ruled_out":
             ruled = f"an improvement over {baseline} of {margin} is ruled out {after}"
@@ -284,15 +302,15 @@ def _clause(standing: Standing, kind: Finding, members: Sequence[ArmComparison],
         case "guardrail":
             why = f": {'; '.join(broken_guardrails(standing, one))}" if one else ""
             return (
-                f"archive {names}{pivot}: {after} the improvement over {baseline} would be adopted, but a "
-                f"guardrail failed{why}{evidence}"
+                f"archive {names}{pivot}: {after} its improvement over {baseline} would be enough{evidence}, but "
+                f"a guardrail failed{why}"
             )
         case "unstable":
             why = f": {'; '.join(broken_guardrails(standing, one))}" if one else f" more often than {baseline}'s"
-            return f"archive {names}{pivot} as unstable: runs diverged{why}, when the plan ended{evidence}"
+            return f"archive {names} as unstable{pivot}: runs diverged{why}, when the plan ended{evidence}"
         case "equivalent":
             return (
-                f"archive {names}{pivot} as equivalent to {baseline}: {after} a difference of {margin} is ruled "
+                f"archive {names} as equivalent to {baseline}{pivot}: {after} a difference of {margin} is ruled "
                 f"out in both directions{evidence}{guard}"
             )
         case "open":
@@ -352,6 +370,8 @@ def _next_pairs(standing: Standing, comparison: ArmComparison) -> str:
     assert decision.next_cost_usd is not None
     cost = price(standing, decision.next_cost_usd, decision.next_pairs * comparison.pair_seconds)
     pairs = f"the next {count(decision.next_pairs, 'pair')}" if decision.next_pairs > 1 else "the next pair"
+    if decision.decision_chance is not None and decision.decision_chance < DECISION_CHANCE:
+        pairs = f"even all that the plan has left, {pairs}"
     return f"{pairs} ({cost}){_chance(decision)}{_over_budget(standing, decision.next_cost_usd)}"
 
 
@@ -360,7 +380,8 @@ def _chance(decision: Decision) -> str:
         first = decision.earliest_go_n
         return " would make a first GO possible" if first == decision.n + (decision.next_pairs or 0) else ""
     decide = "decides" if decision.next_pairs == 1 else "decide"
-    return f" {decide} with a predictive chance of {decision.decision_chance:.0%}"
+    only = "only " if decision.decision_chance < DECISION_CHANCE else ""
+    return f" {decide} with a predictive chance of {only}{decision.decision_chance:.0%}"
 
 
 def _over_budget(standing: Standing, usd: float) -> str:
@@ -382,7 +403,11 @@ def next_step(standing: Standing) -> str:
     if lacking:
         seconds, usd = _expected(standing, lacking)
         known = f" ({price(standing, usd, seconds)})" if seconds > 0 else ""
-        what = f"the {count(len(lacking), 'run')} without an outcome" if len(lacking) > 1 else "the one run without an outcome"
+        what = (
+            f"the {count(len(lacking), 'run')} without an outcome"
+            if len(lacking) > 1
+            else "the one run without an outcome"
+        )
         steps.append(f"Make {what} with `muon study run {study.slug}`{known}.")
     if "go" in by_kind:
         names = listed(c.arm for c in by_kind["go"])
@@ -391,12 +416,19 @@ def next_step(standing: Standing) -> str:
             if len(by_kind["go"]) > 1
             else ""
         )
-        steps.append(f"Adopt {names} on this workload; no further pair is asked for.{choice}")
+        steps.append(f"Adopt {names} on this workload; this asks for no further pair and costs nothing more.{choice}")
     if any(kind in by_kind for kind in ARCHIVED):
-        names = listed(c.arm for kind in ARCHIVED for c in by_kind.get(kind, []))
-        steps.append(f"Archive {names}{_pivot(standing)}; no further pair is asked for.")
+        archived = [c for kind in ARCHIVED for c in by_kind.get(kind, [])]
+        names = listed(c.arm for c in archived)
+        steps.append(
+            f"Archive {names}{_pivot(standing, archived)}; this asks for no further pair and costs nothing more."
+        )
+        if study.on_archive in [c.arm for c in archived]:
+            steps.append(f"The declared next method, {study.on_archive}, is archived here as well.")
     for comparison in by_kind.get("open", []):
-        steps.append(f"For {comparison.arm}, add seeds: {_next_pairs(standing, comparison)}.")
+        # Seeds that are declared and not yet run come first; there is none to add before.
+        add = "" if lacking else " add seeds to the declaration:"
+        steps.append(f"For {comparison.arm},{add} {_next_pairs(standing, comparison)}.")
     if "ended" in by_kind:
         names = listed(c.arm for c in by_kind["ended"])
         steps.append(f"Keep {study.baseline} over {names}: the plan has no pairs left, and this study buys no more.")
@@ -429,9 +461,9 @@ def status_line(standing: Standing) -> str:
     if registration is None:
         declared = "The declaration was not registered"
     elif snapshot.amended:
-        declared = f"Registered {registration.registered_at} and amended since: only the E-value decides"
+        declared = f"Registered {moment(registration.registered_at)} and amended since: only the E-value decides"
     else:
-        declared = f"Registered {registration.registered_at}, not amended"
+        declared = f"Registered {moment(registration.registered_at)}, not amended"
     spent = duration(standing.total_seconds)
     if snapshot.study.price_usd_per_gpu_hour > 0:
         spent = f"{money(standing.total_cost_usd)} and {spent}"
@@ -453,7 +485,11 @@ def limits(standing: Standing) -> list[str]:
             for c in standing.decided
             if c.estimates.mde_80 is not None
         ]
-        could = f" At the spread seen here, they find with a chance of 80% a true effect of {listed(detectable)}." if detectable else ""
+        could = (
+            f" At the spread seen here, they find with a chance of 80% a true effect of {listed(detectable)}."
+            if detectable
+            else ""
+        )
         found.append(f"Few seeds: the verdicts rest on {few} {noun} of runs.{could}")
     found.append(
         "Skewed noise: the error rates hold for normal and for symmetric heavy-tailed noise. Where rare seeds are "
@@ -461,7 +497,7 @@ def limits(standing: Standing) -> list[str]:
     )
     tokens = settings.steps * settings.batch_size * settings.data.sequence_length
     found.append(
-        f"One small workload: {study.workload} trains {count(len(settings.model.layers), 'layer')} of width "
+        f"One workload: {study.workload} trains {count(len(settings.model.layers), 'layer')} of width "
         f"{settings.model.hidden_size} on {tokens:,} tokens ({settings.steps} steps of {settings.batch_size} x "
         f"{settings.data.sequence_length}). Whether a difference, or its absence, carries over to a larger model, a "
         "longer run or other data is not tested here."
@@ -470,7 +506,8 @@ def limits(standing: Standing) -> list[str]:
         found.append("Untuned: the learning rates were not tuned, so that a difference may be one of tuning.")
     else:
         found.append(
-            f"Tuning: the learning rates are those of the tuning study {study.tuning}; its grid bounds how well each arm could do."
+            f"Tuning: the learning rates are those of the tuning study {study.tuning}; its grid bounds how well each "
+            "arm could do."
         )
     if len(study.challengers) > 1:
         found.append(

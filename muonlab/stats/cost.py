@@ -51,7 +51,11 @@ def cost_per_point(
     if high_pct <= 0:
         return _nothing(
             "no improvement to divide by: the estimate"
-            + (" of the single pair is not positive" if interval_pct is None else f"'s interval ends at {high_pct:.4g}%")
+            + (
+                " of the single pair is not positive"
+                if interval_pct is None
+                else f"'s interval ends at {high_pct:.4g}%"
+            )
         )
     low = cost / high_pct
     if low_pct <= 0:

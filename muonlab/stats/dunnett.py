@@ -9,12 +9,17 @@ t with Holm needs no such thing. Assumes independent normal noise.
 Source: Dunnett (1955) doi:10.1080/01621459.1955.10501294; the integral is over the shared baseline and the scale.
 """
 
+from functools import lru_cache
+
 import numpy as np
 from numpy.typing import ArrayLike
 
+from muonlab.stats.evidence import Floats
 from muonlab.stats.result import Result
 
-NODES = 200  # of each quadrature: p agrees with 400 nodes to 1e-12
+NODES = 100  # of each Gauss-Legendre quadrature; p agrees with 400 nodes to 1e-12
+Z_END = 9.0  # beyond it the normal density is below 1e-18
+NEGLIGIBLE = 1e-16  # upper tail of chi^2 that the quadrature leaves out
 
 
 class Dunnett(Result):
@@ -33,7 +38,8 @@ def blocked_dunnett(baseline: ArrayLike, challengers: ArrayLike) -> Dunnett:
     base, chal = np.asarray(baseline, dtype=np.float64), np.atleast_2d(np.asarray(challengers, dtype=np.float64))
     if base.ndim != 1 or base.size < 2 or chal.shape[1] != base.size:
         raise ValueError(
-            f"dunnett: baseline {base.shape}, challengers {chal.shape}; give [n] and [K, n] losses on the same n >= 2 seeds"
+            f"dunnett: baseline {base.shape}, challengers {chal.shape}; give [n] and [K, n] losses on the "
+            "same n >= 2 seeds"
         )
     y = np.vstack([base, chal])
     k, n = chal.shape
@@ -48,13 +54,20 @@ def blocked_dunnett(baseline: ArrayLike, challengers: ArrayLike) -> Dunnett:
 
 def dunnett_p(t: float, k: int, df: int) -> float:
     """P(max of k equicorrelated (1/2) Student t with df degrees of freedom >= t)."""
-    from scipy.special import chdtri, ndtr
+    from scipy.special import chdtri, gammaln, ndtr
 
-    # T_j = (Z_j - Z_0) / sqrt(2) / S with S^2 ~ chi^2_df / df: given Z_0 and S the k challengers are independent.
+    # T_j = (Z_j - Z_0) / sqrt(2) / S with df S^2 ~ chi^2_df: given Z_0 and S the k challengers are independent.
+    nodes, weights = _quadrature()
+    s_end = np.sqrt(chdtri(df, NEGLIGIBLE) / df)
+    s, ds = s_end * (nodes + 1) / 2, s_end * weights / 2
+    log_density = df / 2 * np.log(df / 2) - gammaln(df / 2) + np.log(2) + (df - 1) * np.log(s) - df * s**2 / 2
+    z, dz = Z_END * nodes, Z_END * weights
+    below = ndtr(np.sqrt(2) * t * s[:, np.newaxis] + z) ** k
+    density_z = np.exp(-(z**2) / 2) / np.sqrt(2 * np.pi)
+    return float(1 - (ds * np.exp(log_density)) @ below @ (dz * density_z))
+
+
+@lru_cache(maxsize=1)
+def _quadrature() -> tuple[Floats, Floats]:
     nodes, weights = np.polynomial.legendre.leggauss(NODES)
-    u, du = (nodes + 1) / 2, weights / 2
-    scale = np.sqrt(chdtri(df, 1 - u) / df)
-    z, dz = nodes * 9, weights * 9  # beyond 9 sd the normal density is below 1e-18
-    density = np.exp(-(z**2) / 2) / np.sqrt(2 * np.pi)
-    below = ndtr(np.sqrt(2) * t * scale[:, np.newaxis] + z) ** k
-    return float(1 - du @ below @ (dz * density))
+    return nodes, weights

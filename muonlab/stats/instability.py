@@ -40,8 +40,8 @@ def instability(steps: ArrayLike, baseline: ArrayLike, challenger: ArrayLike, *,
     base, chal = (np.atleast_2d(np.asarray(curves, dtype=np.float64)) for curves in (baseline, challenger))
     if base.shape != chal.shape or base.shape[-1] != steps.size or not np.isfinite([base, chal]).all():
         raise ValueError(
-            f"instability: {steps.size} evaluation steps, baseline {base.shape}, challenger {chal.shape}; give finite losses "
-            "of both arms as [seeds, evaluations] on the same seeds and steps"
+            f"instability: {steps.size} evaluation steps, baseline {base.shape}, challenger {chal.shape}; give "
+            "finite losses of both arms as [seeds, evaluations] on the same seeds and steps"
         )
     undefined: dict[str, str] = {}
     early = steps <= EARLY_SHARE * total_steps

@@ -40,8 +40,8 @@ def across_sizes(effects: ArrayLike, standard_errors: ArrayLike) -> MetaAnalysis
     effect, se = np.asarray(effects, dtype=np.float64), np.asarray(standard_errors, dtype=np.float64)
     if effect.shape != se.shape or effect.ndim != 1 or effect.size < 2 or not (se > 0).all():
         raise ValueError(
-            f"across sizes: effects {effect.shape}, standard errors {se.shape}; give one effect and one positive standard "
-            "error for each of at least two sizes"
+            f"across sizes: effects {effect.shape}, standard errors {se.shape}; give one effect and one positive "
+            "standard error for each of at least two sizes"
         )
     from statsmodels.stats.meta_analysis import combine_effects
 

@@ -70,9 +70,15 @@ def hide_userinfo(text: str) -> str:
     return re.sub(r"//[^/\s]*@", "//", text)
 
 
+def sqlite_file(main: Path, uri: str) -> Path | None:
+    """The file of an sqlite store, a relative one from the repository `main`; None for another kind of store."""
+    return main / without_credentials(uri).removeprefix(SQLITE) if uri.startswith(SQLITE) else None
+
+
 def store_is_gone(main: Path, uri: str) -> bool:
     """Whether the store is an sqlite file that does not exist, whatever the markers say."""
-    return uri.startswith(SQLITE) and not (main / without_credentials(uri).removeprefix(SQLITE)).exists()
+    file = sqlite_file(main, uri)
+    return file is not None and not file.exists()
 
 
 def read_marker(path: Path, kind: type[Marker]) -> Marker | None:

@@ -31,6 +31,7 @@ from filelock import FileLock, Timeout
 from muonlab.registry.canonical import canonical_json
 from muonlab.registry.record import RunRecord
 from muonlab.tracking.markers import (
+    SQLITE,
     AttemptMarker,
     ReportMarker,
     attempt_folders,
@@ -42,6 +43,8 @@ from muonlab.tracking.markers import (
     report_content,
     report_files,
     report_marker,
+    sqlite_file,
+    store_is_gone,
     unsynced_reports,
     without_credentials,
     write_marker,
@@ -81,6 +84,9 @@ class Mirror:
         Attempts that another process copies at this moment are left to it.
         """
         problems: list[str] = []
+        if "client" in vars(self) and store_is_gone(self.main, self.uri):
+            # The open file without a name would take everything, and the markers would promise it.
+            return [f"MLflow at {self.shown}: deleted while in use; the next start builds it again."]
         try:
             for folder in attempt_folders(self.main):
                 if folder not in self.settled:
@@ -115,13 +121,23 @@ class Mirror:
 
     @cached_property
     def client(self) -> MlflowClient:
-        """The store's client; an sqlite file is created, or found finished, under a lock."""
-        forbid_telemetry_and_long_waits()
+        """The store's client; an sqlite file that is not there is created, by one process at a time."""
+        _set_environment()
         from mlflow import MlflowClient
 
         lock = self.main / "scratch" / "mlflow-store.lock"
         lock.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(lock, timeout=STORE_LOCK_S):
+            file = sqlite_file(self.main, self.uri)
+            if file is not None and not file.exists():
+                # Elsewhere, and then renamed: the migrations take seconds, and a file that a kill left between
+                # two of them is one that MLflow never opens again.
+                part = file.with_name(f"{file.name}-part")
+                for left in part.parent.glob(f"{part.name}*"):  # with its journal
+                    left.unlink()
+                new = f"{SQLITE}{part.resolve()}"
+                MlflowClient(tracking_uri=new, registry_uri=new).search_experiments(max_results=1)
+                os.replace(part, file)
             return MlflowClient(tracking_uri=self.uri, registry_uri=self.uri)
 
     @cached_property
@@ -345,13 +361,14 @@ class Mirror:
         write_marker(path, ReportMarker(uri=self.shown, run_id=run_id, content=content))
 
 
-def forbid_telemetry_and_long_waits() -> None:
+def _set_environment() -> None:
     """Set what MLflow reads from the environment.
 
     No retries inside MLflow: a request to create a run that was answered too late, repeated blindly, is a second
     run. The next pass repeats it after looking. A person's own timeout is respected.
     """
     os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
+    os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"  # the address may hold a password
     os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "0"
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
 

@@ -175,9 +175,7 @@ def write_weights(path: Path, model: Model) -> None:
     try:
         _replace(path, _weights_content(model))
     except OSError as error:
-        raise CheckpointError(
-            f"{path}: the weights cannot be written ({error}); free space and start again."
-        ) from None
+        raise CheckpointError(f"{path}: the weights cannot be written ({error}); free space and start again.") from None
 
 
 def _weights_content(model: Model) -> bytes:

@@ -168,9 +168,7 @@ def _train_tokenizer(documents: Sequence[str], vocab_size: int) -> Tokenizer:
     return tokenizer
 
 
-def _encode(
-    tokenizer: Tokenizer, documents: Sequence[str], end: int, vocab_size: int
-) -> npt.NDArray[np.uint32]:
+def _encode(tokenizer: Tokenizer, documents: Sequence[str], end: int, vocab_size: int) -> npt.NDArray[np.uint32]:
     """Encode each document, append the end token to each, and join them."""
     tokenizer.encode_special_tokens = True  # a document that spells the end token does not end there
     encoded = tokenizer.encode_batch(list(documents), add_special_tokens=False)
@@ -244,8 +242,7 @@ class TokenData:
         counted = sum(counts.tokens for counts in meta.splits.values())
         if len(tokens) != counted:
             raise IntegrityError(
-                f"{folder / TOKENS_FILE}: {len(tokens)} tokens, {META_FILE} says {counted}; "
-                "prepare the data again."
+                f"{folder / TOKENS_FILE}: {len(tokens)} tokens, {META_FILE} says {counted}; prepare the data again."
             )
         _refuse_unknown_ids(tokens, meta.settings.vocab_size, str(folder / TOKENS_FILE))
         return cls(meta, folder, tokens)

@@ -111,9 +111,7 @@ def train(
     torch.set_num_threads(1)
     data = TokenData.open(data_dir)
     if data.meta.settings != cell.settings.data:
-        raise IntegrityError(
-            f"{data_dir}: made with other data settings than the cell's; prepare the data again."
-        )
+        raise IntegrityError(f"{data_dir}: made with other data settings than the cell's; prepare the data again.")
     run = _Run(cell, data, work_dir, on_point, on_progress)
     began = time.monotonic()
     resumed_from_step = run.resume()
@@ -171,9 +169,7 @@ class _Run:
         )
         self.init_sha256 = models.weights_sha256(self.model)
         self.optimizer = build_optimizer(cell, self.model)
-        self.order = Order(
-            seed=cell.seed, batch_size=settings.batch_size, blocks=data.block_count("training")
-        )
+        self.order = Order(seed=cell.seed, batch_size=settings.batch_size, blocks=data.block_count("training"))
         self.subset = validation_subset(data.block_count("validation"), settings.eval_blocks)
         self.began = time.monotonic()
         """When the first attempt would have begun, had it never been interrupted."""
@@ -183,9 +179,7 @@ class _Run:
 
     def resume(self) -> int:
         """Take over the newest good checkpoint; return its step, or 0."""
-        state = checkpoint.resume(
-            self.checkpoints, self.cell.digest, self.model, self.optimizer, warn=self._warn
-        )
+        state = checkpoint.resume(self.checkpoints, self.cell.digest, self.model, self.optimizer, warn=self._warn)
         if state is None:
             return 0
         self.step, self.curve, self.losses_since_point = state.step, state.curve, state.losses_since_point
@@ -325,7 +319,5 @@ def write_curve_csv(rows: Sequence[CurveRow], path: Path) -> None:
 
 def _rms_change(before: Sequence[torch.Tensor], after: Sequence[torch.Tensor]) -> float:
     """Root mean square over all parameters' entries of what a step changed, learning rate included."""
-    squares = [
-        (new.detach() - old).double().square().sum().item() for old, new in zip(before, after, strict=True)
-    ]
+    squares = [(new.detach() - old).double().square().sum().item() for old, new in zip(before, after, strict=True)]
     return math.sqrt(math.fsum(squares) / sum(old.numel() for old in before))

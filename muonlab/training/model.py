@@ -83,8 +83,7 @@ def _checked_heads(settings: ModelSettings) -> int:
     ):
         if whole % part:
             raise UsageError(
-                f"model settings: {part_name} is {part}, which does not divide {name} = {whole}; "
-                "choose one that does."
+                f"model settings: {part_name} is {part}, which does not divide {name} = {whole}; choose one that does."
             )
     return inner // settings.mamba_d_head
 

@@ -159,9 +159,23 @@ def test_a_learning_rate_that_explodes_is_a_result(toy_data: Path, tmp_path: Pat
         assert (first.final_step, first.reason) == (again.final_step, again.reason)
 
 
-def test_a_gradient_that_is_not_finite_is_a_divergence_also_when_clipped(toy_data: Path, tmp_path: Path) -> None:
-    cell = toy_cell(lr=1e12, warmup_steps=0, clip_norm=1.0, schedule="constant")
-    assert train_quietly(cell, toy_data, tmp_path).status == "diverged"
+@pytest.mark.parametrize(("clip_norm", "said"), [(None, "gradient holds inf or NaN"), (1.0, "gradient's norm is")])
+def test_a_gradient_that_is_not_finite_is_a_divergence(
+    clip_norm: float | None, said: str, toy_data: Path, tmp_path: Path
+) -> None:
+    """Weights of 1e4 give finite losses, whose gradient overflows."""
+    model = TOY_MODEL.model_copy(update={"initializer_range": 1e4})
+    run = train_quietly(toy_cell(model=model.model_dump(), clip_norm=clip_norm), toy_data, tmp_path)
+    assert (run.status, run.final_step) == ("diverged", 0)
+    assert said in run.reason
+    assert math.isfinite(run.curve[0]["val_loss"])
+
+
+def test_a_training_loss_that_is_not_finite_ends_the_run_at_once(toy_data: Path, tmp_path: Path) -> None:
+    cell = toy_cell(lr=1e30, warmup_steps=0, schedule="constant", eval_every=7)
+    run = train_quietly(cell, toy_data, tmp_path)
+    assert (run.status, run.reason) == ("diverged", "step 1: the training loss is nan")
+    assert [row["step"] for row in run.curve] == [0]
 
 
 def test_clipping_bounds_the_step_and_reports_the_norm_before(toy_data: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Mapping, Sequence
 
@@ -30,7 +31,7 @@ NOISY = shifted([0.06, -0.05, 0.04, -0.02, 0.03])
 
 
 def digest(arm: str, seed: int) -> str:
-    return f"{arm}-{seed}-".encode().hex().ljust(64, "0")[:64]
+    return hashlib.sha256(f"{arm}-{seed}".encode()).hexdigest()
 
 
 def curve(final: float, seed: int, early: float = 0.0) -> list[dict[str, float | int | None]]:
@@ -44,7 +45,9 @@ def curve(final: float, seed: int, early: float = 0.0) -> list[dict[str, float |
     return points
 
 
-def record(arm: str, seed: int, outcome: Outcome, *, price: float = 0.0, early: float = 0.0, **changes: object) -> RunRecord:
+def record(
+    arm: str, seed: int, outcome: Outcome, *, price: float = 0.0, early: float = 0.0, **changes: object
+) -> RunRecord:
     loss = outcome if isinstance(outcome, float) else None
     status = "completed" if loss is not None else str(outcome)
     points = curve(loss if loss is not None else 4.3, seed, early)

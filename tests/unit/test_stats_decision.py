@@ -8,6 +8,7 @@ from muonlab.registry.verdict import Verdict
 from muonlab.stats.decision import NOT_NO_EFFECT, decide, decide_family, earliest_go, holm
 from muonlab.stats.effect import describe
 from muonlab.stats.evidence import critical_t
+from muonlab.stats.kernel import decide_moments
 from muonlab.stats.predict import DECISION_CHANCE, decision_chances, next_pairs
 from muonlab.stats.rule import Rule
 from muonlab.stats.sample import PairedSample, Run
@@ -116,6 +117,13 @@ def test_an_amended_fixed_plan_keeps_only_the_e_process():
     assert decide(at_t(5.0, 8), fixed).verdict is Verdict.GO
 
 
+def test_the_shipped_t_star_serves_its_own_settings_only():
+    assert t_star(12, 0.05 / 3, n_min=4, g=2.0) == 2.5325
+    later = t_star(12, 0.05, n_min=10, g=2.0)
+    # Fewer interim looks leave more level for the last: t* falls towards t_{.95, 11} = 1.796.
+    assert 1.796 < later < t_star(12, 0.05, n_min=4, g=2.0) - 0.02
+
+
 def test_a_caller_keeps_simulated_t_star():
     cache: dict[str, float] = {}
     value = t_star(6, 0.01, n_min=4, g=1.5, cache=cache)
@@ -191,9 +199,9 @@ def test_no_spread_is_suspect(effect):
 
 
 def test_no_spread_but_float_subtraction_is_suspect():
-    d = BASELINE[:6] - (BASELINE[:6] - 0.1)
-    assert len(set(d)) > 1  # equal on paper
-    assert decide(sample(0.1, 6, noise=0), rule()).verdict is Verdict.INVALID
+    baseline, challenger = [2.1, 2.2, 2.3, 2.4, 2.5], [2.0, 2.1, 2.2, 2.3, 2.4]
+    assert len({b - c for b, c in zip(baseline, challenger, strict=True)}) > 1  # all 0.1 on paper
+    assert decide(PairedSample.of("nolah", baseline, challenger), rule()).verdict is Verdict.INVALID
 
 
 def test_one_identical_pair_is_suspect():
@@ -297,21 +305,19 @@ def test_predictive_chances_rise_and_repeat():
     assert chances == decision_chances(*arguments)
 
 
-def test_predictive_chance_second_route():
-    """Student's t: one more pair after n is mean + s sqrt(1 + 1/n) t_{n-1}; the decision is then taken in
-    full."""
-    n, loose = 5, rule(min_effect=0.001, n_max=6)
-    x = NOISE[:n] - NOISE[:n].mean()
-    d = 0.0016 + 0.0012 * x / x.std(ddof=1)
-    rng = np.random.default_rng(0)
-    sixth = d.mean() + d.std(ddof=1) * np.sqrt(1 + 1 / n) * rng.standard_t(n - 1, size=400)
-    decided = [
-        decide(PairedSample.of("a", BASELINE[:6], BASELINE[:6] - [*d, new]), loose).verdict is not Verdict.INCONCLUSIVE
-        for new in sixth
-    ]
-    chance = decide(PairedSample.of("a", BASELINE[:n], BASELINE[:n] - d), loose).decision_chance
-    assert 0.05 < chance < 0.95
-    assert chance == pytest.approx(np.mean(decided), abs=4 * np.sqrt(0.25 / 400))
+@pytest.mark.parametrize(("n", "effect", "sd"), [(4, 0.0016, 0.0012), (5, 0.0016, 0.0012), (8, 0.0010, 0.0015)])
+def test_predictive_chance_second_route(n, effect, sd):
+    """Student's t: the next mean of k is mean + s sqrt(1/n + 1/k) t_{n-1}; for one pair the kernel decides it."""
+    loose = rule(min_effect=0.001, n_max=n + 1)
+    levels = (0.05, 0.05, 0.05)
+    chance = decision_chances(n, effect, (n - 1) * sd**2, 0.001, loose, levels)[0]
+    new = effect + sd * np.sqrt(1 + 1 / n) * np.random.default_rng(0).standard_t(n - 1, size=100_000)
+    mean = (n * effect + new) / (n + 1)
+    ss = (n - 1) * sd**2 + (new - effect) ** 2 * n / (n + 1)
+    outcome = decide_moments(n + 1, mean[:, np.newaxis], ss[:, np.newaxis], 0.001, loose, family_size=1)
+    expected = np.mean(outcome.verdict != Verdict.INCONCLUSIVE)
+    assert 0.05 < expected < 0.95
+    assert chance == pytest.approx(expected, abs=4 * np.sqrt(0.25 / 4000))
 
 
 def test_the_chance_reached_is_the_declared_one():

@@ -70,6 +70,15 @@ def test_ties_that_float_subtraction_hides_are_ties():
     assert e.wilcoxon_p_one_sided == pytest.approx(5 / 32)
 
 
+def test_a_tie_with_the_observed_sum_counts_despite_float_order():
+    """0.3 = 0.1 + 0.2 only on paper: the sign pattern (+0.3, -0.1, -0.2) has the sum 0 that was observed."""
+    d = np.array([0.1, 0.2, -0.3, 0.1, -0.1])
+    exact = sign_flip_p(np.array([1.0, 2.0, -3.0, 1.0, -1.0]))
+    e = describe(PairedSample.of("arm", np.full(5, 2.0) + d, np.full(5, 2.0)), RULE)
+    assert (e.signflip_p_one_sided, e.signflip_p_two_sided) == exact
+    assert exact[1] == 1.0
+
+
 def test_a_wide_margin_is_named():
     assert any(
         "run-sd of the baseline" in note

@@ -165,8 +165,8 @@ def test_a_pick_is_not_confirmed_on_its_own_seeds():
 
 def test_dunnett_holds_its_level_under_equal_variances():
     rng = np.random.default_rng(5)
-    p = [min(blocked_dunnett(y[0], y[1:]).p_adjusted) for y in rng.standard_normal((2000, 4, 5))]
-    assert np.mean(np.array(p) <= 0.05) == pytest.approx(0.05, abs=0.02)  # four binomial standard errors
+    p = [min(blocked_dunnett(y[0], y[1:]).p_adjusted) for y in rng.standard_normal((600, 4, 5))]
+    assert np.mean(np.array(p) <= 0.05) == pytest.approx(0.05, abs=0.036)  # four binomial standard errors
 
 
 @pytest.mark.parametrize("challengers", [np.ones((2, 3)), np.ones((2, 5))])

@@ -1,0 +1,257 @@
+"""What is killed goes on; what is edited is found; what fails is counted. Real processes, real signals."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from conftest import STUDY, TOY_PARAMS, TOY_STUDY, Repository, make_repository
+
+pytestmark = pytest.mark.slow
+
+GRID = f"experiments/{STUDY}/dvc.yaml"
+
+
+def longer(steps: int) -> dict[str, object]:
+    params = copy.deepcopy(TOY_PARAMS)
+    params["workloads"]["toy"]["settings"]["steps"] = steps
+    return params
+
+
+def training_processes(repository: Repository) -> list[psutil.Process]:
+    found = []
+    for process in psutil.process_iter(["cmdline", "cwd"]):
+        line = " ".join(process.info["cmdline"] or [])
+        if ("stages.train" in line or "pipeline.worker" in line) and str(repository.root) in str(process.info["cwd"]):
+            found.append(process)
+    return found
+
+
+def wait_until(condition: object, seconds: float = 120) -> None:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if condition():  # type: ignore[operator]
+            return
+        time.sleep(0.2)
+    raise AssertionError("it did not happen in time")
+
+
+def some_step_done(repository: Repository) -> bool:
+    for path in repository.root.glob("scratch/*/attempts/*/progress.json"):
+        if json.loads(path.read_text())["step"] >= 4:
+            return True
+    return False
+
+
+def weights(repository: Repository) -> dict[str, str]:
+    return {
+        f"{row['arm']}-{row['seed']}": row["hashes"]["weights"]
+        for row in repository.ledger()
+        if row["status"] == "completed"
+    }
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Repository:
+    repository = make_repository(tmp_path_factory.mktemp("calm") / "repository", params=longer(150))
+    repository.muon("study", "run", check=False)
+    return repository
+
+
+@pytest.mark.parametrize("door", ["muon", "dvc"])
+def test_a_killed_driver_leaves_no_training_behind_and_the_next_start_ends_the_same(
+    tmp_path: Path, undisturbed: Repository, door: str
+) -> None:
+    repository = make_repository(tmp_path / "repository", params=longer(150))
+    commands = {
+        "muon": [sys.executable, "-m", "muonlab.cli", "study", "run"],
+        "dvc": [sys.executable, "-m", "dvc", "repro", GRID],
+    }
+    if door == "dvc":
+        repository.run("mkdir", "-p", *(f"runs/{STUDY}/{arm}-{seed}" for arm in ("muon", "nolah") for seed in (0, 1)))
+    with subprocess.Popen(
+        commands[door],
+        cwd=repository.root,
+        env=repository.environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    ) as driver:
+        wait_until(lambda: some_step_done(repository))
+        os.kill(driver.pid, signal.SIGKILL)
+        driver.wait()
+    wait_until(lambda: not training_processes(repository), seconds=10)
+    repository.muon("study", "run", check=False)
+    assert weights(repository) == weights(undisturbed)
+    abandoned = [row for row in repository.ledger() if row["status"] == "abandoned"]
+    assert abandoned
+    assert all(row["wall_seconds"] > 0 for row in abandoned)
+    report = (repository.root / f"reports/{STUDY}/report.md").read_text()
+    assert "abandoned" in report
+
+
+def test_a_cell_trained_second_in_a_worker_equals_one_trained_alone(undisturbed: Repository) -> None:
+    """A worker trains several cells; none may leave a trace in the next."""
+    record = next(r for r in undisturbed.ledger() if (r["arm"], r["seed"]) == ("nolah", 1))
+    undisturbed.run("rm", "-rf", ".dvc/cache", f"runs/{STUDY}/nolah-1")
+    undisturbed.run("mkdir", "-p", f"runs/{STUDY}/nolah-1")
+    before = len(undisturbed.attempts())
+    undisturbed.dvc("repro", "-s", "-f", f"{GRID}:train@nolah-1")
+    assert len(undisturbed.attempts()) == before + 1
+    again = undisturbed.read(f"runs/{STUDY}/nolah-1/train.json")
+    assert again["hashes"]["weights"] == record["hashes"]["weights"]
+    assert again["val_loss"] == record["val_loss"]
+
+
+def test_two_processes_on_one_cell(tmp_path: Path) -> None:
+    repository = make_repository(tmp_path / "repository", params=longer(400))
+    repository.dvc("repro", "fingerprint", "data/dvc.yaml:prepare_data@toy")
+    command = [sys.executable, "-m", "stages.train", "toy", "muon", "0"]
+    folder = repository.root / "runs/exp/current"
+    environment = repository.environment()
+    with subprocess.Popen(command, cwd=folder, env=environment, stdout=subprocess.DEVNULL) as first:
+        wait_until(lambda: some_step_done(repository))
+        second = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+        first.kill()
+    assert second.returncode == 2
+    assert "another process is training it" in second.stderr
+
+
+class TestEvidence:
+    """Edited evidence never ends in a quiet verdict."""
+
+    @pytest.fixture(scope="class")
+    def done(self, tmp_path_factory: pytest.TempPathFactory) -> Repository:
+        repository = make_repository(tmp_path_factory.mktemp("evidence") / "repository")
+        repository.muon("study", "run", check=False)
+        repository.commit("results")
+        return repository
+
+    @pytest.fixture
+    def repository(self, done: Repository, tmp_path: Path) -> Repository:
+        copied = tmp_path / "repository"
+        subprocess.run(["cp", "-a", str(done.root), str(copied)], check=True)
+        return Repository(copied)
+
+    def test_untouched_it_has_a_verdict(self, repository: Repository) -> None:
+        assert repository.muon("study", "run", check=False).returncode == 0
+
+    def test_an_edited_ledger_is_invalid(self, repository: Repository) -> None:
+        path = repository.root / "experiments/ledger.jsonl"
+        lines = path.read_text().splitlines()
+        row = json.loads(lines[0])
+        lines[0] = lines[0].replace(f'"val_loss":{row["val_loss"]}', '"val_loss":1.0')
+        path.write_text("\n".join(lines) + "\n")
+        done = repository.muon("study", "run", check=False)
+        assert done.returncode == 5
+        assert "line 1 was edited" in done.stderr
+        assert "INVALID" in done.stdout
+
+    def test_a_ledger_edited_with_its_hash_is_invalid_too(self, repository: Repository) -> None:
+        from muonlab.registry import ledger
+
+        path = repository.root / "experiments/ledger.jsonl"
+        held = ledger.read(path).records
+        better = held[0].model_copy(update={"val_loss": 1.0})
+        path.write_text("".join(ledger.to_line(r) + "\n" for r in [better, *held[1:]]))
+        done = repository.muon("study", "run", check=False)
+        assert done.returncode == 5
+        assert "one of the two was edited" in done.stderr
+
+    def test_a_deleted_row_comes_back(self, repository: Repository) -> None:
+        path = repository.root / "experiments/ledger.jsonl"
+        before = sorted(path.read_text().splitlines())
+        path.write_text("\n".join(path.read_text().splitlines()[1:]) + "\n")
+        done = repository.muon("study", "run", check=False)
+        assert done.returncode == 0
+        assert sorted(path.read_text().splitlines()) == before
+        assert "put back from git's history" in done.stderr
+
+    def test_edited_evaluations_are_invalid(self, repository: Repository) -> None:
+        path = repository.root / f"reports/{STUDY}/evaluations.jsonl"
+        rows = [json.loads(line) for line in path.read_text().splitlines()]
+        rows[1]["val_loss"] -= 0.5
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        repository.run("python", "-m", "stages.stats", STUDY)
+        assert repository.read(f"reports/{STUDY}/verdict.json")["verdicts"]["nolah"]["verdict"] == "INVALID"
+
+    def test_a_changed_declaration_is_an_amended_plan(self, repository: Repository) -> None:
+        repository.edit_yaml(
+            f"experiments/{STUDY}/study.yaml", lambda content: content["study"]["decision"].update(min_effect="9%")
+        )
+        repository.muon("study", "run", check=False)
+        assert repository.read(f"reports/{STUDY}/verdict.json")["amended"] is True
+        assert "plan amended" in (repository.root / f"reports/{STUDY}/report.md").read_text()
+
+    def test_a_lost_run_is_missing_not_skipped(self, repository: Repository) -> None:
+        repository.edit_yaml(
+            f"experiments/{STUDY}/study.yaml", lambda content: content["study"].update(seeds=[0, 1, 2])
+        )
+        done = repository.muon("study", "status", check=False)
+        assert done.returncode == 3
+        assert "nolah-2" in done.stdout
+        assert "missing" in done.stdout
+
+    def test_a_rerun_under_changed_code_is_not_a_second_chance(self, repository: Repository) -> None:
+        path = repository.root / "optim/nolah.py"
+        path.write_text(path.read_text() + "\nEXTRA = 1\n")
+        repository.commit("another nolah")
+        done = repository.muon("study", "run", check=False)
+        assert done.returncode == 5
+        assert "recorded in this study under other inputs (code" in done.stderr
+
+    def test_a_comment_changes_no_cell(self, repository: Repository) -> None:
+        path = repository.root / "optim/nolah.py"
+        path.write_text("# a comment\n" + path.read_text())
+        before = len(repository.attempts())
+        assert repository.muon("study", "run", check=False).returncode == 0
+        assert len(repository.attempts()) == before
+
+
+def test_a_diverged_run_is_a_result_and_is_counted(tmp_path: Path) -> None:
+    params = copy.deepcopy(TOY_PARAMS)
+    params["workloads"]["toy"]["tuned"]["nolah"]["lr"] = 1e4
+    params["workloads"]["toy"]["settings"]["steps"] = 40
+    repository = make_repository(tmp_path / "repository", params=params)
+    done = repository.muon("study", "run", check=False)
+    assert {r["status"] for r in repository.ledger() if r["arm"] == "nolah"} == {"diverged"}
+    verdict = repository.read(f"reports/{STUDY}/verdict.json")["verdicts"]["nolah"]
+    assert verdict["verdict"] != "GO"
+    assert done.returncode in (0, 5)
+    assert "diverged" in (repository.root / f"reports/{STUDY}/report.md").read_text()
+
+
+def test_a_failed_cell_is_named_and_the_study_is_incomplete(tmp_path: Path) -> None:
+    repository = make_repository(tmp_path / "repository")
+    path = repository.root / "optim/nolah.py"
+    path.write_text(
+        path.read_text().replace('register("nolah", NolahOptions)', "")
+        + "\ndef _broken(model, options, seed):\n    raise RuntimeError('out of luck')\n\n\n"
+        + 'register("nolah", NolahOptions, _broken)\n'
+    )
+    repository.commit("a broken optimizer")
+    done = repository.muon("study", "run", check=False)
+    assert done.returncode == 3
+    assert "out of luck" in done.stderr
+    rows = [r for r in repository.ledger() if r["arm"] == "nolah"]
+    assert {r["status"] for r in rows} == {"failed"}
+    verdict = repository.read(f"reports/{STUDY}/verdict.json")
+    assert verdict["complete"] is False
+    assert verdict["verdicts"]["nolah"]["verdict"] == "INCOMPLETE"
+    assert "out of luck" in (repository.root / f"reports/{STUDY}/report.md").read_text()
+
+
+def test_over_budget_stops_with_its_exit_code(tmp_path: Path) -> None:
+    study = {**TOY_STUDY, "price_usd_per_gpu_hour": 1000, "budget_usd": 0.01}
+    repository = make_repository(tmp_path / "repository", params=longer(400), study=study)
+    done = repository.muon("study", "run", check=False)
+    assert done.returncode == 4
+    assert "budget" in done.stderr
+    assert not training_processes(repository)
