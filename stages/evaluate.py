@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 
-from muonlab.pipeline.attempts import write_atomically
 from muonlab.pipeline.evaluations import evaluate_folders
 from muonlab.pipeline.layout import Layout
 from muonlab.pipeline.resolve import find_workload, load_params, load_study
+from muonlab.registry.files import write_atomically
 from stages._main import run_stage
 
 

@@ -13,7 +13,6 @@ Only a renamed, hashed bundle is ever read as a result. Adopting one imports no 
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import os
@@ -34,6 +33,7 @@ from muonlab.pipeline.processes import provenance
 from muonlab.registry.canonical import canonical_json
 from muonlab.registry.cell import Cell
 from muonlab.registry.errors import CellsFailedError, IntegrityError, UsageError
+from muonlab.registry.files import file_sha256, write_atomically
 from muonlab.registry.record import CurvePoint, Hashes, RunRecord
 
 BUNDLE_FILES = ("train.json", "curve.csv", "model.safetensors", ".done")
@@ -376,20 +376,3 @@ def _finite(value: float | None) -> float | None:
 def _read(path: Path) -> dict[str, Any]:
     loaded: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return loaded
-
-
-def file_sha256(path: Path) -> str:
-    """SHA-256 (hex) of a file's content."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def write_atomically(path: Path, text: str, *, durable: bool = True) -> None:
-    """Write a file so that a reader sees the old or the new content, never a part; `durable` survives a power cut."""
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    with part.open("w", encoding="utf-8") as file:
-        file.write(text)
-        if durable:
-            file.flush()
-            os.fsync(file.fileno())
-    os.replace(part, path)

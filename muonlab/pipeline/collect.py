@@ -13,11 +13,12 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from muonlab.pipeline.attempts import CellScratch, file_sha256
+from muonlab.pipeline.attempts import CellScratch
 from muonlab.pipeline.declare import current_registration, declared_params, read_registration
 from muonlab.pipeline.layout import Layout
 from muonlab.pipeline.resolve import check_study, load_study, resolve_optimizer, study_cells
 from muonlab.registry import ledger
+from muonlab.registry.files import file_sha256
 from muonlab.registry.record import RunRecord
 from muonlab.registry.snapshot import DeclaredCell, Snapshot
 from muonlab.registry.study import Study

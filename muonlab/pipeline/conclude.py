@@ -8,11 +8,12 @@ from __future__ import annotations
 import json
 import sys
 
-from muonlab.pipeline.attempts import CellScratch, write_atomically
+from muonlab.pipeline.attempts import CellScratch
 from muonlab.pipeline.cells import CURRENT
 from muonlab.pipeline.collect import collect
 from muonlab.pipeline.evaluations import read_record
 from muonlab.pipeline.layout import Layout
+from muonlab.registry.files import write_atomically
 from muonlab.registry.snapshot import Snapshot
 from muonlab.reporting.standing import Evaluation, Standing, judge, verdict_json
 from muonlab.tracking import sync_once

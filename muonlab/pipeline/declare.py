@@ -11,7 +11,7 @@ import tempfile
 from datetime import UTC, datetime
 from pathlib import Path
 
-from muonlab.pipeline.attempts import Purpose, write_atomically
+from muonlab.pipeline.attempts import Purpose
 from muonlab.pipeline.layout import Layout
 from muonlab.pipeline.processes import git_state
 from muonlab.pipeline.resolve import (
@@ -25,6 +25,7 @@ from muonlab.pipeline.resolve import (
 from muonlab.registry import ledger
 from muonlab.registry.cell import Cell
 from muonlab.registry.errors import UsageError
+from muonlab.registry.files import write_atomically
 from muonlab.registry.settings import Params
 from muonlab.registry.snapshot import Registration
 from muonlab.registry.study import Study

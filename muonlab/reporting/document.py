@@ -303,9 +303,7 @@ def _reasons(standing: Standing) -> tuple[Block, ...]:
         reasons = list(d.reasons)
         if d.p_adjusted is not None and d.e_improves is not None:
             family = f", Holm over {d.family_size} challengers" if d.family_size > 1 else ""
-            reasons.append(
-                f"one-sided paired t: p = {d.p_adjusted:.3g}{family}; exact only for one look at a fixed number of pairs"
-            )
+            reasons.append(f"one-sided paired t: p = {d.p_adjusted:.3g}{family}; exact only for one look at a fixed n")
         blocks.append(Bullets(tuple(map(one_line, reasons)), f"{c.arm}: {_verdict(standing, c)}"))
     return tuple(blocks)
 

@@ -321,7 +321,9 @@ def _verdict_label(comparison: ArmComparison) -> str:
 
 def _above(axes: Axes, x: float, text: str) -> None:
     """A label above the axes at data position x, shifted to stay inside the figure."""
-    width_pt = 72 * axes.get_figure(root=True).get_size_inches()[0]
+    figure = axes.get_figure(root=True)
+    assert figure is not None
+    width_pt = 72 * figure.get_size_inches()[0]
     box = axes.get_position()
     low, high = axes.get_xlim()
     at = (box.x0 + box.width * (x - low) / (high - low)) * width_pt
@@ -444,7 +446,7 @@ def differences(standing: Standing) -> str | None:
             for path in pairs.values():
                 axes.plot(*_xy(path), color=style.colour, lw=0.6, alpha=0.35, zorder=2)
             ends[arm] = _draw_mean(axes, _mean(list(pairs.values())), style, last=steps)
-        baseline = short_names([study.baseline], 16)[study.baseline]
+        baseline = short_names([study.baseline], 12)[study.baseline]
         axes.set_xlabel("step")
         axes.set_ylabel(f"better than {baseline} [% of its loss]")
         _name_lines(figure, axes, standing, ends)

@@ -104,7 +104,7 @@ def _template(name: str) -> Template:
     source = resources.files("muonlab.reporting").joinpath("templates", name).read_text(encoding="utf-8")
     environment = Environment(
         loader=DictLoader({name: source}),
-        autoescape=select_autoescape(enabled_extensions=("html.j2",), disabled_extensions=("md.j2",)),
+        autoescape=select_autoescape(enabled_extensions=("nix",), disabled_extensions=("md.j2",)),
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -146,19 +146,20 @@ def rich_html(text: str) -> Markup:
 
 def escape_markdown(text: str) -> str:
     """A paragraph or list item that Markdown shows as it is, on one line; `...` stays code."""
-    line = escape_inline(text)
+    line = escape_inline(text, cell=False)
     # What begins a line can be a list, a heading, a quote or a rule.
     line = re.sub(r"^(\d+)([.)])(?=\s|$)", r"\1\\\2", line)
     return re.sub(r"^(?=>|[-+#=]+(?:\s|$))", r"\\", line)
 
 
-def escape_inline(text: str) -> str:
-    """Text inside a line, such as a table cell, that Markdown shows as it is; `...` stays code."""
-    shown = []
+def escape_inline(text: str, *, cell: bool = True) -> str:
+    """Text inside a line, or in a table's cell, that Markdown shows as it is; `...` stays code."""
+    shown: list[str] = []
     for code, part in _code_parts(" ".join(text.split())):
         if code:
-            # In a table a pipe ends the cell even inside code.
-            shown.append("`" + part.replace("|", "\\|") + "`")
+            # In a table a pipe ends the cell even inside code. A zero-width space keeps two codes apart.
+            apart = "\u200b" if shown and shown[-1].endswith("`") else ""
+            shown.append(f"{apart}`{part.replace('|', chr(92) + '|') if cell else part}`")
             continue
         escaped = re.sub(r"([\\`*|~$])", r"\\\1", part)
         # Only where a tag, an entity, an image, emphasis or a link could begin: the raw text is read, too.

@@ -71,12 +71,15 @@ def grid_bracket(steps: ArrayLike, losses: ArrayLike, target: float) -> tuple[fl
 def log_ratio_over_levels(steps: ArrayLike, baseline: ArrayLike, challenger: ArrayLike) -> float:
     """Mean log ratio of steps over the 9 levels, for one pair of curves [E].
 
-    -infinity if the challenger ends worse than the baseline was at 40 % of the run.
+    -infinity if the challenger ends worse than the baseline was at 40 % of the run; infinity if only the baseline has
+    no finite loss by then, 0 if neither has one.
     """
     steps_e, best_base = _running_minimum(steps, baseline)
     _, best_chal = _running_minimum(steps, challenger)
     highest = float(np.interp(FIRST_LEVEL_SHARE * steps_e[-1], steps_e, best_base))
     lowest = float(max(best_base[-1], best_chal[-1]))
+    if not np.isfinite(highest):
+        return float("inf") if np.isfinite(best_chal[-1]) else 0.0
     if lowest > highest:
         return float("-inf")
     levels = np.linspace(highest, lowest, LEVELS)
@@ -100,7 +103,7 @@ def speed_to_target(
         )
     if target is None:
         r = np.array([log_ratio_over_levels(steps, b, c) for b, c in zip(base, chal, strict=True)])
-        baseline_never, challenger_never = 0, int(np.isneginf(r).sum())
+        baseline_never, challenger_never = int(np.isposinf(r).sum()), int(np.isneginf(r).sum())
     else:
         r = np.array([_log_ratio(steps, b, c, target) for b, c in zip(base, chal, strict=True)])
         baseline_never, challenger_never = (

@@ -18,6 +18,7 @@ from typing import TypeVar
 
 from pydantic import ValidationError
 
+from muonlab.registry.files import write_atomically
 from muonlab.registry.settings import Closed
 
 SQLITE = "sqlite:///"
@@ -94,9 +95,7 @@ def write_marker(path: Path, marker: AttemptMarker | ReportMarker) -> None:
 
     Not forced to the disk: one that a power cut takes back only makes the copying start over.
     """
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    part.write_text(marker.model_dump_json(), encoding="utf-8")
-    os.replace(part, path)
+    write_atomically(path, marker.model_dump_json(), durable=False)
 
 
 def attempt_marker(folder: Path) -> Path:

@@ -95,7 +95,7 @@ def test_mlflow_shows_one_run_an_attempt_and_the_report(lived_in: Repository) ->
     cells = [run for run in runs if run.data.tags.get("kind") != "report"]
     assert sorted(run.info.run_name for run in cells) == ["muon/seed-0", "muon/seed-1", "nolah/seed-0", "nolah/seed-1"]
     assert {run.info.status for run in cells} == {"FINISHED"}
-    steps = [point.step for point in client.get_metric_history(cells[0].info.run_id, "val_loss")]
+    steps = [point.step for point in client.get_metric_history(cells[0].info.run_id, "curve/val_loss")]
     assert sorted(set(steps)) == [0, 2, 4, 6, 8]
     (report,) = [run for run in runs if run.data.tags.get("kind") == "report"]
     names = {item.path.split("/")[-1] for item in client.list_artifacts(report.info.run_id)}

@@ -52,10 +52,12 @@ def studies() -> dict[str, Standing]:
         ),
         "all diverge": made_up({"muon": BASELINE, "k": ["diverged"] * 5}),
         "an arm missing": made_up({"muon": BASELINE, "k": STRONG, "l": [None] * 5}),
-        "long names": made_up({LONG + "muon": BASELINE, LONG + "one": NOLAH, LONG + "two": TRIVIAL}),
+        "long names, fixed plan": made_up(
+            {LONG + "muon": BASELINE, LONG + "one": NOLAH, LONG + "two": TRIVIAL},
+            decision={"plan": {"fixed": 5}, "min_effect": 0.01},
+        ),
         "alike to 1e-9": made_up({"muon": BASELINE, "k": shifted([1e-9, -2e-9, 3e-9, 1e-9, 2e-9])}),
         "huge": made_up({"muon": [1e9, 1.1e9, 1.2e9, 1.3e9], "k": [2e9, 1.3e9, 1.1e9, 9e8]}),
-        "fixed": made_up({"muon": BASELINE, "k": NOLAH}, decision={"plan": {"fixed": 5}, "min_effect": 0.01}),
         "hostile": made_up(
             {"muon": BASELINE, "k": [*NOLAH[:4], None]},
             question=HOSTILE,

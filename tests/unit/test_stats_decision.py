@@ -49,6 +49,12 @@ def test_clause(effect, n, verdict):
     assert decide(sample(effect, n), rule()).verdict is verdict
 
 
+def test_no_verdict_before_n_min_even_where_the_evidence_would_do():
+    lenient = {"alpha": 0.2}  # E of three pairs can reach 5
+    assert decide(sample(0.004, 3), rule(**lenient)).verdict is Verdict.INCONCLUSIVE
+    assert decide(sample(0.004, 3), rule(n_min=3, **lenient)).verdict is Verdict.GO
+
+
 def test_reasons_of_a_go_name_its_numbers():
     decision = decide(sample(0.004, 6), rule())
     text = " ".join(decision.reasons)
@@ -257,6 +263,8 @@ def test_an_unusable_arm_stays_in_the_family():
     assert first.verdict is Verdict.INCONCLUSIVE  # 30 is below 40
     assert second.verdict is Verdict.INCOMPLETE
     assert second.undefined["e_improves"]
+    assert second.undefined["p_adjusted"]  # its p would not be that of a test the plan allows
+    assert first.p_adjusted == pytest.approx(2 * describe(weak, loose).p_one_sided)
 
 
 @pytest.mark.parametrize("arms", [[], ["a", "a"]])
@@ -305,19 +313,22 @@ def test_predictive_chances_rise_and_repeat():
     assert chances == decision_chances(*arguments)
 
 
-@pytest.mark.parametrize(("n", "effect", "sd"), [(4, 0.0016, 0.0012), (5, 0.0016, 0.0012), (8, 0.0010, 0.0015)])
-def test_predictive_chance_second_route(n, effect, sd):
-    """Student's t: the next mean of k is mean + s sqrt(1/n + 1/k) t_{n-1}; for one pair the kernel decides it."""
-    loose = rule(min_effect=0.001, n_max=n + 1)
-    levels = (0.05, 0.05, 0.05)
-    chance = decision_chances(n, effect, (n - 1) * sd**2, 0.001, loose, levels)[0]
-    new = effect + sd * np.sqrt(1 + 1 / n) * np.random.default_rng(0).standard_t(n - 1, size=100_000)
-    mean = (n * effect + new) / (n + 1)
-    ss = (n - 1) * sd**2 + (new - effect) ** 2 * n / (n + 1)
-    outcome = decide_moments(n + 1, mean[:, np.newaxis], ss[:, np.newaxis], 0.001, loose, family_size=1)
-    expected = np.mean(outcome.verdict != Verdict.INCONCLUSIVE)
-    assert 0.05 < expected < 0.95
-    assert chance == pytest.approx(expected, abs=4 * np.sqrt(0.25 / 4000))
+@pytest.mark.parametrize(("n", "effect", "sd"), [(2, 0.0016, 0.0012), (5, 0.0016, 0.0012), (8, 0.0010, 0.0015)])
+def test_predictive_chances_second_route(n, effect, sd):
+    """One pair at a time: the next difference is mean + s sqrt(1 + 1/n) t_{n-1}, then mean, s and n are updated."""
+    studies, margin, four_more = 50_000, 0.001, rule(min_effect=0.001, n_max=n + 4)
+    chances = decision_chances(n, effect, (n - 1) * sd**2, margin, four_more, (0.05, 0.05, 0.05))
+    rng = np.random.default_rng(0)
+    mean, ss, decided = np.full((studies, 1), effect), np.full((studies, 1), (n - 1) * sd**2), False
+    for k in range(1, 5):
+        m = n + k - 1
+        new = mean + np.sqrt(ss / (m - 1) * (1 + 1 / m)) * rng.standard_t(m - 1, size=(studies, 1))
+        ss = ss + (new - mean) ** 2 * m / (m + 1)
+        mean = (m * mean + new) / (m + 1)
+        verdict = decide_moments(m + 1, mean, ss, margin, four_more, family_size=1).verdict
+        decided = decided | (verdict != Verdict.INCONCLUSIVE)
+        assert chances[k - 1] == pytest.approx(decided.mean(), abs=4 * np.sqrt(0.25 / 4000))
+    assert 0.05 < chances[-1] < 0.95
 
 
 def test_the_chance_reached_is_the_declared_one():

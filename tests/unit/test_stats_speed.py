@@ -74,7 +74,11 @@ def test_neither_arriving_is_a_tie():
 
 
 def test_a_challenger_that_ends_far_behind_is_censored_over_levels():
+    broken = np.full(STEPS.size, np.nan)
     assert log_ratio_over_levels(STEPS, curve(), curve(offset=1.0)) == -np.inf
+    assert log_ratio_over_levels(STEPS, curve(), broken) == -np.inf
+    assert log_ratio_over_levels(STEPS, broken, curve()) == np.inf
+    assert log_ratio_over_levels(STEPS, broken, broken) == 0
 
 
 def test_a_bounce_does_not_undo_an_arrival_and_nan_never_arrives():
