@@ -6,7 +6,7 @@ written. It also makes the folders in which DVC runs the cells of open studies, 
 
 from __future__ import annotations
 
-from muonlab.pipeline.doors import make_folders, open_studies
+from muonlab.pipeline.doors import check_grid, make_folders, open_studies
 from muonlab.pipeline.fingerprint import write_fingerprints
 from muonlab.pipeline.layout import Layout
 from muonlab.pipeline.resolve import check_study, load_params, load_study
@@ -19,6 +19,8 @@ def main() -> None:
     params = load_params(layout.params)
     check_study(params, load_study(layout, params.study))
     studies = [load_study(layout, slug) for slug in open_studies(layout)]
+    for study in studies:
+        check_grid(layout, study)
     write_fingerprints(layout, params)
     for study in studies:
         make_folders(layout, study)

@@ -1,4 +1,4 @@
-"""From finished cells to a report, in three steps that DVC runs as stages: collect, stats, report.
+"""From finished cells to a report, in four steps that DVC runs as stages: evaluate, collect, stats, report.
 
 `place` is the folder under reports/ (and runs/) that is written: a study's slug, or `exp` for the one cell.
 """
@@ -6,19 +6,42 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
+from pathlib import Path
 
 from muonlab.pipeline.attempts import CellScratch
 from muonlab.pipeline.cells import CURRENT
 from muonlab.pipeline.collect import collect
-from muonlab.pipeline.evaluations import read_record
+from muonlab.pipeline.evaluations import evaluate_folders, read_record
 from muonlab.pipeline.layout import Layout
+from muonlab.pipeline.resolve import find_workload, load_params, load_study
 from muonlab.registry.files import write_atomically
 from muonlab.registry.snapshot import Snapshot
 from muonlab.reporting.standing import Evaluation, Standing, judge, verdict_json
 from muonlab.tracking import sync_once
 
 MLFLOW_LIMIT_S = 60.0
+MOST_EVALUATORS = 4
+
+
+def mark(folder: Path, name: str) -> None:
+    """Write the constant file by which DVC orders its stages."""
+    write_atomically(folder / name, "done\n", durable=False)
+
+
+def evaluate_into(layout: Layout, slug: str) -> None:
+    """Score the saved weights of a study's cells; write evaluations.jsonl, one line a cell that has run."""
+    study = load_study(layout, slug)
+    settings = find_workload(load_params(layout.params), study.workload).settings
+    folders = [layout.runs(slug) / f"{arm}-{seed}" for seed in study.seeds for arm in study.arms]
+    lines = evaluate_folders(
+        layout, folders, settings, layout.data(study.workload), workers=min(MOST_EVALUATORS, os.cpu_count() or 1)
+    )
+    folder = layout.reports(slug)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(folder / "evaluations.jsonl", "".join(line.model_dump_json() + "\n" for line in lines))
+    mark(folder, ".evaluated")
 
 
 def collect_into(layout: Layout, slug: str, place: str) -> None:
@@ -32,8 +55,7 @@ def collect_into(layout: Layout, slug: str, place: str) -> None:
     write_atomically(folder / "registry.json", snapshot.model_dump_json(indent=1) + "\n")
     for sentence in [*snapshot.findings, *snapshot.notes]:
         print(f"muonlab: {sentence}", file=sys.stderr)
-    if place == CURRENT:
-        write_atomically(folder / ".collected", "done\n")
+    mark(folder, ".collected")
     for cell in layout.runs(place).glob("*/"):
         if (record := read_record(cell)) is not None:
             CellScratch(layout, record.cell_digest).discard()
@@ -52,8 +74,7 @@ def judge_into(layout: Layout, place: str) -> Standing:
     write_atomically(folder / "stats.json", standing.model_dump_json(indent=1) + "\n")
     verdict = verdict_json(standing, decision_sentence(standing))
     write_atomically(folder / "verdict.json", json.dumps(verdict, indent=2, allow_nan=False) + "\n")
-    if place == CURRENT:
-        write_atomically(folder / ".judged", "done\n")
+    mark(folder, ".judged")
     return standing
 
 

@@ -42,6 +42,16 @@ def write_grid(layout: Layout, study: Study) -> None:
         path.write_text(text, encoding="utf-8")
 
 
+def check_grid(layout: Layout, study: Study) -> None:
+    """Raise UsageError when a study's dvc.yaml is not what its declaration asks for."""
+    path = layout.study(study.slug) / "dvc.yaml"
+    if not path.exists() or path.read_text(encoding="utf-8") != grid_text(study):
+        raise UsageError(
+            f"experiments/{study.slug}/dvc.yaml: it does not match study.yaml, which was changed; "
+            f"`muon study run {study.slug}` makes it anew and runs what is missing."
+        )
+
+
 def make_folders(layout: Layout, study: Study) -> None:
     """Make the folders in which DVC runs the cells' stages; it does not make them itself."""
     for arm in study.arms:

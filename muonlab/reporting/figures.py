@@ -182,8 +182,8 @@ def _axes(figure: Figure, left: float, bottom: float, right: float, top: float) 
 
 def _svg(figure: Figure) -> str:
     out = io.StringIO()
-    figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None})
-    # Without the document type and the metadata, which nothing needs, and digits that nobody can see.
+    figure.savefig(out, format="svg")
+    # Without the document type and the metadata (a date!), which nothing needs, and digits that nobody can see.
     text = out.getvalue()
     text = re.sub(r"\s*<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
     text = re.sub(r' (d|x|y)="[^"]*"', lambda m: re.sub(r"(\.\d\d)\d+", r"\1", m[0]), text)

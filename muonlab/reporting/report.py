@@ -104,7 +104,7 @@ def _template(name: str) -> Template:
     source = resources.files("muonlab.reporting").joinpath("templates", name).read_text(encoding="utf-8")
     environment = Environment(
         loader=DictLoader({name: source}),
-        autoescape=select_autoescape(enabled_extensions=("nix",), disabled_extensions=("md.j2",)),
+        autoescape=select_autoescape(enabled_extensions=("html.j2",), disabled_extensions=("md.j2",)),
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,

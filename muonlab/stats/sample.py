@@ -192,7 +192,8 @@ def pair(sample: PairedSample, rule: Rule) -> Pairs:
     _check_failures(failed, rule, invalid, incomplete)
     # A failed cell is already reported as a failure; the share counts what is missing without a word.
     silent = [seed for seed in unpaired if not any(seed in seeds for seeds in failed.values())]
-    if len(silent) > LARGEST_UNPAIRED_SHARE * len(set(base) | set(chal)):
+    # A caller that names its missing cells has a declared grid, and waits for them instead.
+    if not sample.missing_cells and len(silent) > LARGEST_UNPAIRED_SHARE * len(set(base) | set(chal)):
         invalid.append(
             f"seeds {_seed_list(silent)} are in one arm only: {len(silent)} of {len(set(base) | set(chal))}, "
             f"more than {LARGEST_UNPAIRED_SHARE:.0%}; run the missing cells, an unpaired test is not offered"
