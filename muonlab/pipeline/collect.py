@@ -18,6 +18,7 @@ from muonlab.pipeline.declare import current_registration, declared_params, read
 from muonlab.pipeline.layout import Layout
 from muonlab.pipeline.resolve import check_study, load_study, resolve_optimizer, study_cells
 from muonlab.registry import ledger
+from muonlab.registry.canonical import sha256_of
 from muonlab.registry.files import file_sha256
 from muonlab.registry.record import RunRecord
 from muonlab.registry.snapshot import DeclaredCell, Snapshot
@@ -60,7 +61,18 @@ def collect(layout: Layout, slug: str) -> Snapshot:
         findings=sorted(set(findings)),
         notes=held.notes,
         ledger_sha256=file_sha256(layout.ledger) if layout.ledger.exists() else "",
+        judged_by=_judging_code(layout.root),
     )
+
+
+def _judging_code(root: Path) -> str:
+    files = sorted(
+        path
+        for package in ("stats", "reporting")
+        for path in (root / "muonlab" / package).rglob("*")
+        if path.suffix in (".py", ".j2")
+    )
+    return sha256_of({str(path.relative_to(root)): file_sha256(path) for path in files})
 
 
 def _all_records(layout: Layout, findings: list[str]) -> Iterator[RunRecord]:
@@ -112,7 +124,8 @@ def _contradictions(records: list[RunRecord], cells: list[DeclaredCell], study: 
             if first.outcome() != record.outcome():
                 yield (
                     f"cell {record.arm}-{record.seed} ({record.cell_digest[:12]}): two attempts at the same cell ended "
-                    f"differently (val_loss {first.val_loss} and {record.val_loss}); one machine or file is not as recorded."
+                    f"differently (val_loss {first.val_loss} and {record.val_loss}); one machine or file is not as "
+                    "recorded."
                 )
     if study.kind == "tuning":
         return  # one arm and seed stands for a whole grid of cells there

@@ -52,7 +52,7 @@ def collect_into(layout: Layout, slug: str, place: str) -> None:
     snapshot = collect(layout, slug)
     folder = layout.reports(place)
     folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(folder / "registry.json", snapshot.model_dump_json(indent=1) + "\n")
+    write_atomically(folder / "registry.json", _spell(snapshot))
     for sentence in [*snapshot.findings, *snapshot.notes]:
         print(f"muonlab: {sentence}", file=sys.stderr)
     mark(folder, ".collected")
@@ -62,12 +62,22 @@ def collect_into(layout: Layout, slug: str, place: str) -> None:
     _show_mlflow(layout)
 
 
+def is_current(layout: Layout, snapshot: Snapshot) -> bool:
+    """Whether the results in reports/<study> were made from exactly this snapshot."""
+    path = layout.reports(snapshot.study.slug) / "registry.json"
+    return path.exists() and path.read_text(encoding="utf-8") == _spell(snapshot)
+
+
+def _spell(snapshot: Snapshot) -> str:
+    return snapshot.model_dump_json(indent=1) + "\n"
+
+
 def judge_into(layout: Layout, place: str) -> Standing:
     """Judge the snapshot in reports/<place>; write stats.json and verdict.json."""
     from muonlab.reporting.wording import decision_sentence
 
     folder = layout.reports(place)
-    snapshot = Snapshot.model_validate_json((folder / "registry.json").read_text(encoding="utf-8"))
+    snapshot = read_snapshot(layout, place)
     scored = folder / "evaluations.jsonl"
     lines = scored.read_text(encoding="utf-8").splitlines() if scored.exists() else []
     standing = judge(snapshot, [Evaluation.model_validate_json(line) for line in lines])
@@ -86,6 +96,11 @@ def report_into(layout: Layout, place: str) -> None:
     write_report(read_standing(layout, place), layout.reports(place), cell=cell)
     if place != CURRENT:
         _show_mlflow(layout)
+
+
+def read_snapshot(layout: Layout, place: str) -> Snapshot:
+    """The snapshot that the collect stage has last written."""
+    return Snapshot.model_validate_json((layout.reports(place) / "registry.json").read_text(encoding="utf-8"))
 
 
 def read_standing(layout: Layout, place: str) -> Standing:

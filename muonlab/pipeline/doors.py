@@ -119,6 +119,8 @@ class InPlace(NamedTuple):
     """The workload's tokens."""
     cells: set[str]
     """Keys of the cells (`<arm>-<seed>`) that are in place or in the run cache."""
+    concluded: bool
+    """Every output of the stages after training is as DVC left it."""
 
 
 def in_place(layout: Layout, study: Study) -> InPlace:
@@ -145,12 +147,17 @@ def in_place(layout: Layout, study: Study) -> InPlace:
         with Repo(str(layout.root)) as repo, repo.lock:
             (data,) = repo.stage.collect(f"data/dvc.yaml:prepare_data@{study.workload}")
             if data.changed():
-                return InPlace(data=False, cells=set())
+                return InPlace(data=False, cells=set(), concluded=False)
             stages = (
                 repo.stage.collect(str(layout.study(study.slug) / "dvc.yaml")) if study.kind == "comparison" else []
             )
             trains = {stage.name.removeprefix("train@"): stage for stage in stages if stage.name.startswith("train@")}
-            return InPlace(data=True, cells={key for key, stage in trains.items() if has(stage)})
+            rest = [stage for stage in stages if not stage.name.startswith("train@")]
+            return InPlace(
+                data=True,
+                cells={key for key, stage in trains.items() if has(stage)},
+                concluded=not any(stage.changed_outs() for stage in rest),
+            )
     except (AttributeError, TypeError) as error:
         raise UsageError(
             f"dvc: its Python API is not the one that was tested ({error}); install the version in constraints.txt."

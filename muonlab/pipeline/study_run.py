@@ -17,7 +17,7 @@ from typing import NamedTuple
 from muonlab.pipeline import doors
 from muonlab.pipeline.attempts import CellScratch, Purpose
 from muonlab.pipeline.collect import collect
-from muonlab.pipeline.conclude import collect_into, judge_into, read_standing, report_into
+from muonlab.pipeline.conclude import collect_into, is_current, judge_into, read_standing, report_into
 from muonlab.pipeline.declare import declared_params, refuse_uncommitted, register
 from muonlab.pipeline.fingerprint import write_fingerprints
 from muonlab.pipeline.layout import Layout
@@ -68,10 +68,10 @@ def run_study(
         raise UsageError(f"experiments/{slug}: kind is {study.kind!r}; this runs comparisons.")
     in_place = prepare(layout, params, study)
     cells = study_cells(layout, params, study)
-    waiting = [cell for cell in cells if cell.key not in in_place]
+    waiting = [cell for cell in cells if cell.key not in in_place.cells]
     missing = [cell for cell in waiting if CellScratch(layout, cell.digest).finished() is None]
     say(
-        f"{slug}: {len(cells)} cells, {len(in_place)} in place or restored from cache, "
+        f"{slug}: {len(cells)} cells, {len(in_place.cells)} in place or restored from cache, "
         f"{len(waiting) - len(missing)} waiting to be taken over, {len(missing)} to train."
     )
     purpose = Purpose(
@@ -89,20 +89,22 @@ def run_study(
     )
     if state.failed:
         standing = report_without_dvc(layout, slug)
+    elif not waiting and in_place.concluded and is_current(layout, collect(layout, slug)):
+        standing = read_standing(layout, slug)
     else:
         doors.dvc(layout, "repro", str(layout.study(slug) / "dvc.yaml"), show=_is_news)
         standing = read_standing(layout, slug)
     return RunOutcome(
         standing=standing,
         trained=len(state.done) + len(state.diverged),
-        restored=len(in_place),
+        restored=len(in_place.cells),
         failed=state.failed,
         seconds=time.monotonic() - began,
     )
 
 
-def prepare(layout: Layout, params: Params, study: Study) -> set[str]:
-    """Bring grid file, folders, fingerprints and data up to date; return the keys of the cells that DVC has."""
+def prepare(layout: Layout, params: Params, study: Study) -> doors.InPlace:
+    """Bring grid file, folders, fingerprints and data up to date; return what DVC has of the study."""
     if study.kind == "comparison":
         doors.write_grid(layout, study)
         doors.make_folders(layout, study)
@@ -113,7 +115,7 @@ def prepare(layout: Layout, params: Params, study: Study) -> set[str]:
     if not found.data:
         doors.dvc(layout, "repro", f"data/dvc.yaml:prepare_data@{study.workload}", show=_is_news)
         found = doors.in_place(layout, study)
-    return found.cells
+    return found
 
 
 def train_missing(

@@ -49,6 +49,8 @@ class Snapshot(Closed):
     """Evidence that contradicts itself: any of them makes the study INVALID."""
     notes: list[str]
     ledger_sha256: str
+    judged_by: str
+    """SHA-256 over the code that judges and reports: other code makes the report anew."""
 
     @property
     def amended(self) -> bool:

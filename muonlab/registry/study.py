@@ -16,6 +16,8 @@ from muonlab.registry.errors import explains
 from muonlab.registry.settings import Closed, Name, Seed
 
 Percent = Annotated[str, Field(pattern=r"^\d+(\.\d+)?\s*%$")]
+MOST_PAIRS = 100
+"""Nobody pairs more training runs, and the E-values stay finite."""
 Role = Literal["baseline", "challenger", "control", "reference"]
 
 
@@ -39,7 +41,7 @@ def percent_or_number(value: object) -> object:
 class FixedPlan(Closed):
     """One look, after exactly `fixed` pairs."""
 
-    fixed: Annotated[int, Field(ge=2, strict=True)]
+    fixed: Annotated[int, Field(ge=2, le=MOST_PAIRS, strict=True)]
 
 
 @explains
@@ -51,8 +53,8 @@ class Decision(Closed):
     """The smallest improvement worth having: absolute, or in percent of the baseline's mean."""
     alpha: Annotated[float, Field(gt=0, lt=0.5)] = 0.05
     plan: Literal["sequential"] | FixedPlan = "sequential"
-    n_min: Annotated[int, Field(ge=2, strict=True)] = 4
-    n_max: Annotated[int, Field(ge=2, le=1000, strict=True)] = 12
+    n_min: Annotated[int, Field(ge=2, le=MOST_PAIRS, strict=True)] = 4
+    n_max: Annotated[int, Field(ge=2, le=MOST_PAIRS, strict=True)] = 12
     g: Annotated[float, Field(gt=0)] = 2.0
     max_early_regress: float | str = "2%"
 
@@ -70,6 +72,10 @@ class Decision(Closed):
     def _n_max_holds_n_min(self) -> Decision:
         if self.n_max < self.n_min:
             raise ValueError(f"n_max is {self.n_max}, under n_min {self.n_min}; raise n_max or lower n_min.")
+        if isinstance(self.plan, FixedPlan) and self.plan.fixed < self.n_min:
+            raise ValueError(
+                f"plan fixed: {self.plan.fixed} is under n_min {self.n_min}; no verdict would be possible."
+            )
         return self
 
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 INK, MUTED, RULE, BAND, PAPER = "#1b1e23", "#5b6169", "#c9ced6", "#edf0f4", "#ffffff"
-ARM_COLOURS = ("#d55e00", "#0072b2", "#009e73", "#b3508f", "#b07d00", "#3c9fd6", "#7a5230", "#6b6fd0")
+ARM_COLOURS = ("#d55e00", "#0072b2", "#009e73", "#b3508f", "#b07d00", "#2f93cc", "#7a5230", "#6b6fd0")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "h")
 DASHES: tuple[tuple[int, tuple[float, ...]] | str, ...] = ("-", (0, (5, 1.5)), (0, (2, 1.2)), (0, (7, 1.5, 1.5, 1.5)))
 

@@ -171,5 +171,6 @@ def made_up(
         findings=list(findings),
         notes=[],
         ledger_sha256="9" * 64,
+        judged_by="8" * 64,
     )
     return judge(snapshot, evaluations)
