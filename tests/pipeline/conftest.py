@@ -165,7 +165,37 @@ def make_repository(
     return repository
 
 
+@pytest.fixture(scope="session")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What every toy repository would make for itself: prepared data in DVC's cache, and an empty MLflow store."""
+    template = make_repository(tmp_path_factory.mktemp("template") / "repository")
+    template.dvc("repro", "data/dvc.yaml:prepare_data@toy")
+    template.run(
+        sys.executable, "-c",
+        "from pathlib import Path; from muonlab.tracking import tracking_uri; from mlflow.tracking import MlflowClient\n"
+        "MlflowClient(tracking_uri(Path.cwd())).search_experiments()",
+    )  # fmt: skip
+    return template.root
+
+
+Maker = Callable[..., Repository]
+
+
+@pytest.fixture(scope="session")
+def make(prepared: Path) -> Maker:
+    """Make a toy repository that has its data already: `make(path, params=..., study=...)`."""
+
+    def made(root: Path, **changes: Any) -> Repository:
+        repository = make_repository(root, **changes)
+        for name in (".dvc/cache", "data/toy", "data/dvc.lock", "mlflow.db"):
+            repository.run("cp", "-a", str(prepared / name), str(root / name))
+        repository.commit("prepared")
+        return repository
+
+    return made
+
+
 @pytest.fixture
-def repository(tmp_path: Path) -> Repository:
+def repository(make: Maker, tmp_path: Path) -> Repository:
     """A fresh toy repository."""
-    return make_repository(tmp_path / "repository")
+    return make(tmp_path / "repository")

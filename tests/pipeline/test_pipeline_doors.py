@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import STUDY, TOY_PARAMS, TOY_STUDY, Repository, make_repository
+from conftest import STUDY, TOY_PARAMS, TOY_STUDY, Maker, Repository
 
 from muonlab.pipeline import doors
 from muonlab.pipeline.layout import Layout
@@ -24,9 +24,9 @@ GRID = f"experiments/{STUDY}/dvc.yaml"
 
 
 @pytest.fixture(scope="module")
-def lived_in(tmp_path_factory: pytest.TempPathFactory) -> Repository:
+def lived_in(make: Maker, tmp_path_factory: pytest.TempPathFactory) -> Repository:
     """One cell trained by `dvc exp run`, then the study of four run by `muon`."""
-    repository = make_repository(tmp_path_factory.mktemp("doors") / "repository")
+    repository = make(tmp_path_factory.mktemp("doors") / "repository")
     repository.dvc("exp", "run", "-S", "optimizer=nolah", "-S", "seed=1")
     assert len(repository.attempts()) == 1
     repository.git("checkout", "-q", "params.yaml")

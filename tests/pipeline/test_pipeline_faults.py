@@ -13,7 +13,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from conftest import STUDY, TOY_PARAMS, TOY_STUDY, Repository, make_repository
+from conftest import STUDY, TOY_PARAMS, TOY_STUDY, Maker, Repository
 
 pytestmark = pytest.mark.slow
 
@@ -60,17 +60,17 @@ def weights(repository: Repository) -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Repository:
-    repository = make_repository(tmp_path_factory.mktemp("calm") / "repository", params=longer(150))
+def undisturbed(make: Maker, tmp_path_factory: pytest.TempPathFactory) -> Repository:
+    repository = make(tmp_path_factory.mktemp("calm") / "repository", params=longer(150))
     repository.muon("study", "run", check=False)
     return repository
 
 
 @pytest.mark.parametrize("door", ["muon", "dvc"])
 def test_a_killed_driver_leaves_no_training_behind_and_the_next_start_ends_the_same(
-    tmp_path: Path, undisturbed: Repository, door: str
+    make: Maker, tmp_path: Path, undisturbed: Repository, door: str
 ) -> None:
-    repository = make_repository(tmp_path / "repository", params=longer(150))
+    repository = make(tmp_path / "repository", params=longer(150))
     commands = {
         "muon": [sys.executable, "-m", "muonlab.cli", "study", "run"],
         "dvc": [sys.executable, "-m", "dvc", "repro", GRID],
@@ -110,8 +110,8 @@ def test_a_cell_trained_second_in_a_worker_equals_one_trained_alone(undisturbed:
     assert again["val_loss"] == record["val_loss"]
 
 
-def test_two_processes_on_one_cell(tmp_path: Path) -> None:
-    repository = make_repository(tmp_path / "repository", params=longer(400))
+def test_two_processes_on_one_cell(make: Maker, tmp_path: Path) -> None:
+    repository = make(tmp_path / "repository", params=longer(400))
     repository.dvc("repro", "fingerprint", "data/dvc.yaml:prepare_data@toy")
     command = [sys.executable, "-m", "stages.train", "toy", "muon", "0"]
     folder = repository.root / "runs/exp/current"
@@ -128,8 +128,8 @@ class TestEvidence:
     """Edited evidence never ends in a quiet verdict."""
 
     @pytest.fixture(scope="class")
-    def done(self, tmp_path_factory: pytest.TempPathFactory) -> Repository:
-        repository = make_repository(tmp_path_factory.mktemp("evidence") / "repository")
+    def done(self, make: Maker, tmp_path_factory: pytest.TempPathFactory) -> Repository:
+        repository = make(tmp_path_factory.mktemp("evidence") / "repository")
         repository.muon("study", "run", check=False)
         repository.commit("results")
         return repository
@@ -215,11 +215,11 @@ class TestEvidence:
         assert len(repository.attempts()) == before
 
 
-def test_a_diverged_run_is_a_result_and_is_counted(tmp_path: Path) -> None:
+def test_a_diverged_run_is_a_result_and_is_counted(make: Maker, tmp_path: Path) -> None:
     params = copy.deepcopy(TOY_PARAMS)
     params["workloads"]["toy"]["tuned"]["nolah"]["lr"] = 1e4
     params["workloads"]["toy"]["settings"]["steps"] = 40
-    repository = make_repository(tmp_path / "repository", params=params)
+    repository = make(tmp_path / "repository", params=params)
     done = repository.muon("study", "run", check=False)
     assert {r["status"] for r in repository.ledger() if r["arm"] == "nolah"} == {"diverged"}
     verdict = repository.read(f"reports/{STUDY}/verdict.json")["verdicts"]["nolah"]
@@ -228,8 +228,8 @@ def test_a_diverged_run_is_a_result_and_is_counted(tmp_path: Path) -> None:
     assert "diverged" in (repository.root / f"reports/{STUDY}/report.md").read_text()
 
 
-def test_a_failed_cell_is_named_and_the_study_is_incomplete(tmp_path: Path) -> None:
-    repository = make_repository(tmp_path / "repository")
+def test_a_failed_cell_is_named_and_the_study_is_incomplete(make: Maker, tmp_path: Path) -> None:
+    repository = make(tmp_path / "repository")
     path = repository.root / "optim/nolah.py"
     path.write_text(
         path.read_text().replace('register("nolah", NolahOptions)', "")
@@ -248,9 +248,9 @@ def test_a_failed_cell_is_named_and_the_study_is_incomplete(tmp_path: Path) -> N
     assert "out of luck" in (repository.root / f"reports/{STUDY}/report.md").read_text()
 
 
-def test_over_budget_stops_with_its_exit_code(tmp_path: Path) -> None:
+def test_over_budget_stops_with_its_exit_code(make: Maker, tmp_path: Path) -> None:
     study = {**TOY_STUDY, "price_usd_per_gpu_hour": 1000, "budget_usd": 0.01}
-    repository = make_repository(tmp_path / "repository", params=longer(400), study=study)
+    repository = make(tmp_path / "repository", params=longer(400), study=study)
     done = repository.muon("study", "run", check=False)
     assert done.returncode == 4
     assert "budget" in done.stderr
