@@ -57,7 +57,7 @@ class ModelSettings(Closed):
     mamba_d_head: Count = 32
     mamba_d_state: Count = 16
     mamba_chunk_size: Count = 32
-    """Length of the scan's chunks. Sequences are padded to it, so 256, the default of transformers, is slow on short ones."""
+    """Length of the scan's chunks. Sequences are padded to it, so the 256 of transformers is slow on short ones."""
     mlp_size: Count = 128
     initializer_range: Annotated[float, Field(gt=0)] = 0.05
 

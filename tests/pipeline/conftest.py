@@ -137,7 +137,8 @@ def make_repository(
     """Make a committed repository with the toy workload (or these params and this study) in `root`."""
     root.mkdir(parents=True)
     for name in ("muonlab", "optim", "stages", ".dvc/config", ".dvc/.gitignore", "data/dvc.yaml", "data/.gitignore",
-                 "dvc.yaml", ".gitignore", ".dvcignore", "runs/exp/current/.gitkeep", "reports/exp/.gitkeep"):  # fmt: skip
+                 "dvc.yaml", ".gitignore", ".dvcignore", "runs/exp/current/.gitkeep",
+                 "reports/exp/.gitkeep"):  # fmt: skip
         source, target = PROJECT / name, root / name
         target.parent.mkdir(parents=True, exist_ok=True)
         if source.is_dir():
@@ -172,7 +173,8 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     template.dvc("repro", "data/dvc.yaml:prepare_data@toy")
     template.run(
         sys.executable, "-c",
-        "from pathlib import Path; from muonlab.tracking import tracking_uri; from mlflow.tracking import MlflowClient\n"
+        "from pathlib import Path; from muonlab.tracking import tracking_uri\n"
+        "from mlflow.tracking import MlflowClient\n"
         "MlflowClient(tracking_uri(Path.cwd())).search_experiments()",
     )  # fmt: skip
     return template.root

@@ -1,0 +1,170 @@
+"""Laws of the pipeline's parts: what makes a cell another cell, how tuning chooses, what progress says."""
+
+from __future__ import annotations
+
+import io
+import math
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from muonlab.pipeline.attempts import AttemptProgress
+from muonlab.pipeline.fingerprint import code_fingerprint, environment
+from muonlab.pipeline.pool import PoolState
+from muonlab.pipeline.progress import PoolWatcher, duration
+from muonlab.pipeline.tuning import choose, write_choices
+from muonlab.registry.cell import Cell, Inputs, OptimizerSpec
+from muonlab.registry.settings import WorkloadSettings
+from muonlab.registry.study import Study
+from muonlab.stats.guardrails import diverged
+from muonlab.training.loop import why_diverged
+
+PROJECT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("source")
+    for name in ("optim", "muonlab"):
+        shutil.copytree(PROJECT / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))
+    return root
+
+
+def test_comments_and_docstrings_change_no_fingerprint(source: Path) -> None:
+    before = code_fingerprint(source, "nolah")
+    path = source / "optim" / "nolah.py"
+    text = path.read_text()
+    path.write_text('"""Other words."""\n' + text.partition('"""\n')[2] + "\n# a remark\n")
+    assert path.read_text() != text
+    assert code_fingerprint(source, "nolah") == before
+    path.write_text(text)
+
+
+@pytest.mark.parametrize(
+    "file", ["optim/nolah.py", "optim/core/heuristics.py", "optim/__init__.py", "muonlab/training/loop.py"]
+)
+def test_code_that_can_change_a_run_changes_its_fingerprint(source: Path, file: str) -> None:
+    before = code_fingerprint(source, "nolah")
+    path = source / file
+    text = path.read_text()
+    path.write_text(text + "\nEXTRA = 1\n")
+    assert code_fingerprint(source, "nolah") != before
+    path.write_text(text)
+
+
+def test_another_optimizers_file_changes_nothing(source: Path) -> None:
+    before = code_fingerprint(source, "nolah")
+    (source / "optim" / "newcomer.py").write_text("X = 1\n")
+    path = source / "optim" / "muon.py"
+    path.write_text(path.read_text() + "\nEXTRA = 1\n")
+    assert code_fingerprint(source, "nolah") == before
+    assert code_fingerprint(source, "muon") != before
+
+
+def test_the_environment_names_what_computes() -> None:
+    assert {"torch", "transformers", "numpy", "scipy", "python", "machine", "accelerator"} <= set(environment())
+
+
+def cell(**changes: object) -> Cell:
+    content: dict[str, object] = {
+        "workload": "tiny",
+        "arm": "muon",
+        "seed": 0,
+        "settings": WorkloadSettings(steps=300),
+        "optimizer": OptimizerSpec(kind="muon", options={"lr": 0.01}),
+        "inputs": Inputs(data="d", tokenizer="t", code="c", environment="e"),
+    }
+    return Cell.model_validate({**content, **changes})
+
+
+def test_names_do_not_make_another_cell() -> None:
+    assert cell(arm="muon-again", workload="small").digest == cell().digest
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"seed": 1},
+        {"settings": WorkloadSettings(steps=301)},
+        {"optimizer": OptimizerSpec(kind="muon", options={"lr": 0.02})},
+        {"optimizer": OptimizerSpec(kind="nolah", options={"lr": 0.01})},
+        *({"inputs": Inputs(**{"data": "d", "tokenizer": "t", "code": "c", "environment": "e", key: "x"})}
+          for key in ("data", "tokenizer", "code", "environment")),
+    ],
+)  # fmt: skip
+def test_whatever_can_change_the_result_makes_another_cell(changes: dict[str, object]) -> None:
+    assert cell(**changes).digest != cell().digest
+
+
+TUNING = Study.model_validate(yaml.safe_load((PROJECT / "experiments/900-tune-tiny/study.yaml").read_text())["study"])
+
+
+def losses(by_lr: dict[float, float]) -> dict[tuple[str, int, tuple[tuple[str, float], ...]], float]:
+    return {
+        (arm, seed, (("lr", lr),)): loss + 0.01 * seed / 1000
+        for arm in TUNING.arms
+        for seed in TUNING.seeds
+        for lr, loss in by_lr.items()
+    }
+
+
+def test_tuning_gives_every_arm_the_same_runs_on_seeds_that_no_comparison_uses() -> None:
+    for path in PROJECT.glob("experiments/*/study.yaml"):
+        study = Study.model_validate(yaml.safe_load(path.read_text())["study"])
+        if study.tuning == TUNING.slug:
+            assert not set(range(study.decision.n_max if study.decision else 0)) & set(TUNING.seeds)
+            assert set(study.arms) <= set(TUNING.arms)
+
+
+def test_tuning_chooses_the_lowest_mean_and_says_where_it_lies_at_the_edge() -> None:
+    inner = choose(TUNING, losses({0.0025: 5.9, 0.005: 5.5, 0.01: 5.3, 0.02: 5.4, 0.04: 5.8}))
+    assert {choice.point["lr"] for choice in inner} == {0.01}
+    assert not any(choice.at_edge for choice in inner)
+    edge = choose(TUNING, losses({0.0025: 5.0, 0.005: 5.5, 0.01: 5.3, 0.02: 5.4, 0.04: 5.8}))
+    assert {tuple(choice.at_edge) for choice in edge} == {("lr",)}
+
+
+def test_tuning_writes_its_choice_and_leaves_the_rest_of_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "params.yaml"
+    text = (PROJECT / "params.yaml").read_text()
+    path.write_text(text)
+    write_choices(path, "tiny", choose(TUNING, losses({0.0025: 5.9, 0.02: 5.4, 0.04: 5.8})))
+    written = yaml.safe_load(path.read_text())
+    assert {options["lr"] for options in written["workloads"]["tiny"]["tuned"].values()} == {0.02}
+    differing = [a for a, b in zip(text.splitlines(), path.read_text().splitlines(), strict=True) if a != b]
+    assert all("lr: " in line for line in differing)
+
+
+def test_progress_counts_estimates_and_names_what_runs() -> None:
+    out = io.StringIO()
+    watcher = PoolWatcher("s", steps=1200, cells=4, out=out)
+    watcher.began -= 60
+    state = PoolState(waiting=[], done=["muon-0"], running={"muon-1": AttemptProgress(150, 300, 5.5, 30, 1, 0)})
+    assert watcher.steps_done(state) == 450
+    assert watcher.eta_s(state) == pytest.approx(100, rel=0.01)
+    watcher(state)
+    said = out.getvalue()
+    for words in ("1/4 done", "1 running", "muon-1 150/300 loss 5.500", "ETA 1 min 40 s", "$0.00"):
+        assert words in said
+
+
+def test_steps_of_an_earlier_attempt_are_no_pace_of_this_one() -> None:
+    watcher = PoolWatcher("s", steps=300, cells=1, out=io.StringIO())
+    state = PoolState(waiting=[], running={"muon-0": AttemptProgress(150, 300, 5.5, 1, 1, 150)})
+    assert watcher.eta_s(state) is None
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"), [(0, "0 s"), (59.4, "59 s"), (60, "1 min 00 s"), (3599, "59 min 59 s"), (7800, "2 h 10 min")]
+)
+def test_durations_read_as_a_person_says_them(seconds: float, said: str) -> None:
+    assert duration(seconds) == said
+
+
+@given(st.lists(st.one_of(st.floats(0.1, 20), st.just(math.nan), st.just(math.inf)), min_size=1, max_size=12))
+def test_trainer_and_statistics_agree_on_what_diverged(curve: list[float]) -> None:
+    assert (why_diverged(curve) is not None) == diverged(curve)
