@@ -21,6 +21,10 @@ Seed = Annotated[int, Field(ge=0, lt=2**31, strict=True)]
 Count = Annotated[int, Field(gt=0, strict=True)]
 
 
+MAMBA_EXPAND = 2
+"""Width of Mamba's inner stream in units of hidden_size, as in the Granite 4.0 hybrid models."""
+
+
 class Closed(BaseModel):
     """Base of every declaration: immutable, and a key that is not declared is refused."""
 
@@ -60,6 +64,19 @@ class ModelSettings(Closed):
     """Length of the scan's chunks. Sequences are padded to it, so the 256 of transformers is slow on short ones."""
     mlp_size: Count = 128
     initializer_range: Annotated[float, Field(gt=0)] = 0.05
+
+    @model_validator(mode="after")
+    def _sizes_divide(self) -> ModelSettings:
+        for name, whole, part_name, part in (
+            (f"{MAMBA_EXPAND} * hidden_size", MAMBA_EXPAND * self.hidden_size, "mamba_d_head", self.mamba_d_head),
+            ("hidden_size", self.hidden_size, "attention_heads", self.attention_heads),
+            ("attention_heads", self.attention_heads, "key_value_heads", self.key_value_heads),
+        ):
+            if whole % part:
+                raise ValueError(
+                    f"{part_name} is {part}, which does not divide {name} = {whole}; choose one that does."
+                )
+        return self
 
 
 @explains

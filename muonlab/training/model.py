@@ -12,36 +12,28 @@ attention is scaled by head_dim^-1/2.
 from __future__ import annotations
 
 import hashlib
-from typing import TYPE_CHECKING
 
-from muonlab.registry.errors import IntegrityError, UsageError
-from muonlab.registry.settings import ModelSettings
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load
+from torch.nn import functional
 
-if TYPE_CHECKING:
-    import torch
-    from transformers.models.granitemoehybrid.modeling_granitemoehybrid import GraniteMoeHybridForCausalLM
+# The package's own modules, not `AutoModel`: that would import every architecture.
+from transformers.models.granitemoehybrid.configuration_granitemoehybrid import GraniteMoeHybridConfig
+from transformers.models.granitemoehybrid.modeling_granitemoehybrid import GraniteMoeHybridForCausalLM
+from transformers.utils import logging as transformers_logging
 
-    Model = GraniteMoeHybridForCausalLM
+from muonlab.registry.errors import IntegrityError
+from muonlab.registry.settings import MAMBA_EXPAND, ModelSettings
+
+Model = GraniteMoeHybridForCausalLM
 
 # The names of transformers 5, which rewrites the older ones that a config may hold.
 _LAYER_TYPES = {"mamba": "linear_attention", "attention": "full_attention"}
 
-_MAMBA_EXPAND = 2
-
 
 def build(settings: ModelSettings, *, vocab_size: int, sequence_length: int, seed: int) -> Model:
-    """Build the model on the CPU, fp32, with the weights of `seed`.
-
-    Raises UsageError where the sizes do not divide as the architecture needs.
-    """
-    heads = _checked_heads(settings)
-    import torch
-
-    # The package's own module, not `AutoModel`: that would import every architecture.
-    from transformers.models.granitemoehybrid.configuration_granitemoehybrid import GraniteMoeHybridConfig
-    from transformers.models.granitemoehybrid.modeling_granitemoehybrid import GraniteMoeHybridForCausalLM
-    from transformers.utils import logging as transformers_logging
-
+    """Build the model on the CPU, fp32, with the weights of `seed`."""
     # Else every run says that Mamba's CUDA kernels are missing; what it falls back on computes the same.
     transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     config = GraniteMoeHybridConfig(
@@ -52,8 +44,8 @@ def build(settings: ModelSettings, *, vocab_size: int, sequence_length: int, see
         num_attention_heads=settings.attention_heads,
         num_key_value_heads=settings.key_value_heads,
         attention_multiplier=(settings.hidden_size // settings.attention_heads) ** -0.5,
-        mamba_expand=_MAMBA_EXPAND,
-        mamba_n_heads=heads,
+        mamba_expand=MAMBA_EXPAND,
+        mamba_n_heads=MAMBA_EXPAND * settings.hidden_size // settings.mamba_d_head,
         mamba_d_head=settings.mamba_d_head,
         mamba_d_state=settings.mamba_d_state,
         mamba_chunk_size=settings.mamba_chunk_size,
@@ -73,29 +65,12 @@ def build(settings: ModelSettings, *, vocab_size: int, sequence_length: int, see
         return GraniteMoeHybridForCausalLM(config)
 
 
-def _checked_heads(settings: ModelSettings) -> int:
-    """Number of Mamba heads; raises UsageError for sizes that the architecture cannot have."""
-    inner = _MAMBA_EXPAND * settings.hidden_size
-    for name, whole, part_name, part in (
-        (f"{_MAMBA_EXPAND} * hidden_size", inner, "mamba_d_head", settings.mamba_d_head),
-        ("hidden_size", settings.hidden_size, "attention_heads", settings.attention_heads),
-        ("attention_heads", settings.attention_heads, "key_value_heads", settings.key_value_heads),
-    ):
-        if whole % part:
-            raise UsageError(
-                f"model settings: {part_name} is {part}, which does not divide {name} = {whole}; choose one that does."
-            )
-    return inner // settings.mamba_d_head
-
-
 def token_losses(model: Model, tokens: torch.Tensor) -> torch.Tensor:
     """Negative log-likelihood [nats] of every target of the blocks `tokens` [B, S + 1], as [B, S].
 
     The model's own forward with labels gives the same mean; it also divides the logits by a scaling of 1,
     forward and backward, which is a twentieth of a step of the tiny model.
     """
-    from torch.nn import functional
-
     hidden = model.model(input_ids=tokens[:, :-1], use_cache=False).last_hidden_state
     logits = functional.linear(hidden, model.lm_head.weight)
     targets = tokens[:, 1:]
@@ -122,10 +97,6 @@ def load_weights(model: Model, content: bytes, where: str) -> None:
 
     Raises IntegrityError, naming `where` the content is from, for weights that are not this model's.
     """
-    import torch
-    from safetensors import SafetensorError
-    from safetensors.torch import load
-
     own = weights_of(model)
     try:
         found = load(content)

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from pydantic import ValidationError
 from safetensors.torch import load_file
 from training_toy import (
     TOY,
@@ -21,7 +22,7 @@ from training_toy import (
 )
 
 import optim
-from muonlab.registry.errors import IntegrityError, UsageError
+from muonlab.registry.errors import IntegrityError
 from muonlab.registry.settings import ModelSettings
 from muonlab.training import model as models
 from muonlab.training.data import TokenData, order_sha256
@@ -263,5 +264,5 @@ def test_token_losses_are_those_of_the_models_own_forward(toy_tokens: TokenData)
     ],
 )
 def test_sizes_that_do_not_divide_are_refused(changed: dict[str, int], named: str) -> None:
-    with pytest.raises(UsageError, match=named):
-        models.build(TOY_MODEL.model_copy(update=changed), vocab_size=300, sequence_length=32, seed=0)
+    with pytest.raises(ValidationError, match=named):
+        ModelSettings.model_validate({**TOY_MODEL.model_dump(), **changed})
