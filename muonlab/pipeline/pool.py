@@ -50,8 +50,9 @@ class PoolState:
     done: list[str] = field(default_factory=list)
     diverged: list[str] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)
-    seconds_spent: float = 0.0
     cost_usd: float = 0.0
+    """Of the attempts that have ended."""
+    running_cost_usd: float = 0.0
 
 
 def train_all(
@@ -88,13 +89,14 @@ def train_all(
                         _note_ending(state, worker, ending)
                         worker.job = None
             state.running = {w.job.name: w.progress() for w in crew if w.job}
-            running_cost = sum(
+            state.running_cost_usd = sum(
                 w.job.purpose.cost_usd(p.seconds) for w in crew if w.job and (p := w.progress()) is not None
             )
             on_change(state)
-            if max_cost_usd is not None and state.cost_usd + running_cost >= max_cost_usd:
+            spent = state.cost_usd + state.running_cost_usd
+            if max_cost_usd is not None and spent >= max_cost_usd:
                 raise OverBudgetError(
-                    f"the cost so far, ${state.cost_usd + running_cost:.2f}, has reached the limit of "
+                    f"the cost so far, ${spent:.2f}, has reached the limit of "
                     f"${max_cost_usd:.2f}; training was stopped with {len(state.waiting)} cells not begun, and what "
                     "was trained is kept. Raise budget_usd or --max-cost to go on."
                 )
@@ -114,9 +116,7 @@ def _note_ending(state: PoolState, worker: _Worker, ending: dict[str, object]) -
         state.diverged.append(key)
     else:
         state.failed[key] = str(ending.get("error", "no reason was given"))
-    seconds = float(str(ending.get("seconds", 0.0)))
-    state.seconds_spent += seconds
-    state.cost_usd += worker.job.purpose.cost_usd(seconds)
+    state.cost_usd += worker.job.purpose.cost_usd(float(str(ending.get("seconds", 0.0))))
 
 
 def _wait_for_news(crew: list[_Worker], timeout_s: float = 1.0) -> None:

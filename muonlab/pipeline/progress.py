@@ -57,10 +57,6 @@ class PoolWatcher:
             return None
         return max(0.0, self.steps - done) * (time.monotonic() - self.began) / done
 
-    def cost_usd(self, state: PoolState) -> float:
-        """Dollars of the cells that have ended; the running ones are added when they end."""
-        return state.cost_usd
-
     def line(self, state: PoolState) -> str:
         """The state in one plain line."""
         running = ", ".join(
@@ -76,7 +72,7 @@ class PoolWatcher:
         )
         return (
             f"{len(state.done)}/{self.cells} done{troubled}, {len(state.running)} running, {len(state.waiting)} left"
-            f" | ETA {duration(eta) if eta is not None else '-'} | ${self.cost_usd(state):.2f}"
+            f" | ETA {duration(eta) if eta is not None else '-'} | ${state.cost_usd + state.running_cost_usd:.2f}"
         )
 
     def _table(self, state: PoolState) -> Group:
