@@ -25,7 +25,7 @@ from muonlab.training.data import TokenData
 if TYPE_CHECKING:
     from muonlab.training.model import Model
 
-EVALUATION_BATCH = 8
+EVALUATION_BATCH = 32
 """Blocks in a forward pass. Fixed: another batch size rounds differently in the last bits."""
 
 PROMPT_TOKENS = 32
