@@ -8,6 +8,7 @@ from pathlib import Path
 
 from muonlab.pipeline.attempts import CellScratch, Purpose, read_progress, train_cell
 from muonlab.pipeline.declare import purpose_of
+from muonlab.pipeline.evaluations import evaluate_now
 from muonlab.pipeline.layout import Layout
 from muonlab.pipeline.processes import die_with_ancestors
 from muonlab.pipeline.resolve import load_params, resolve_cell
@@ -36,6 +37,7 @@ def adopt_or_train(layout: Layout, workload: str, arm: str, seed: int, *, into: 
         purpose = purpose_of(layout, cell, params.study if folder == CURRENT else folder)
         with start_follower(layout.main):
             record = train_in_sight(layout, cell, purpose)
+        evaluate_now(layout, scratch.bundle, cell.settings, record, layout.data(workload))
     scratch.adopt(into)
     return record
 

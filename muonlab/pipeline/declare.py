@@ -55,7 +55,7 @@ def refuse_uncommitted(params: Params, declared: Params, study: Study) -> None:
             what = f"workloads.{study.workload}.settings" if name == "settings" else f"the optimizer {name!r}"
             raise UsageError(
                 f"params.yaml: {what} of {study.slug} reads otherwise here than in the last commit; commit it to "
-                "declare it, or take it back with `git checkout params.yaml` "
+                "declare it, or take it back with `git checkout HEAD params.yaml` "
                 "(`dvc exp run -S` leaves its values in the file)."
             )
 

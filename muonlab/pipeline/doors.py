@@ -83,7 +83,7 @@ def dvc_environment(layout: Layout) -> dict[str, str]:
 
 
 def dvc(layout: Layout, *arguments: str, show: Callable[[str], bool] = lambda line: False) -> None:
-    """Run a dvc command; lines of its output for which `show` is true are printed as they come.
+    """Run a dvc command; lines of its output for which `show` is true are printed on stderr as they come.
 
     Raises CellsFailedError with the command's last words when it fails.
     """
@@ -101,7 +101,7 @@ def dvc(layout: Layout, *arguments: str, show: Callable[[str], bool] = lambda li
         for line in process.stdout:
             said.append(line.rstrip())
             if show(line):
-                print(line.rstrip(), flush=True)
+                print(line.rstrip(), file=sys.stderr, flush=True)
     except BaseException:
         process.terminate()
         process.wait()

@@ -19,6 +19,8 @@ from muonlab.registry.record import RunRecord
 from muonlab.registry.settings import WorkloadSettings
 from muonlab.reporting.standing import Evaluation
 
+WEIGHTS = "model.safetensors"
+
 
 def read_record(folder: Path) -> RunRecord | None:
     """The record in a cell's output folder, or None where the cell has left nothing."""
@@ -35,11 +37,9 @@ def evaluate_folders(
     """
     found = [(folder, record) for folder in folders if (record := read_record(folder)) is not None]
     wanted = {
-        folder: layout.scratch / "evaluations" / f"{_key(folder, settings, record)}.json"
-        for folder, record in found
-        if record.status == "completed"
+        folder: _path(layout, folder, settings, record) for folder, record in found if record.status == "completed"
     }
-    missing = [(folder / "model.safetensors", path) for folder, path in wanted.items() if not path.exists()]
+    missing = [(folder / WEIGHTS, path) for folder, path in wanted.items() if not path.exists()]
     if len(missing) == 1 or workers == 1:
         for weights, path in missing:
             _evaluate_into(weights, path, settings, data_dir)
@@ -69,12 +69,23 @@ def evaluate_folders(
             )
 
 
-def _key(folder: Path, settings: WorkloadSettings, record: RunRecord) -> str:
+def evaluate_now(layout: Layout, folder: Path, settings: WorkloadSettings, record: RunRecord, data_dir: Path) -> None:
+    """Evaluate the weights that this process has just saved in `folder`, for the evaluate stage to find.
+
+    They are read back from the file like any others; only the imports are shared with the training.
+    """
+    if record.status == "completed":
+        path = _path(layout, folder, settings, record)
+        if not path.exists():
+            _evaluate_into(folder / WEIGHTS, path, settings, data_dir)
+
+
+def _path(layout: Layout, folder: Path, settings: WorkloadSettings, record: RunRecord) -> Path:
     # The file's own hash, not the one in its record: edited weights must be evaluated as they are.
-    return sha256_of(
-        [file_sha256(folder / "model.safetensors"), settings.model_dump(mode="json"), record.hashes.data,
-         record.hashes.code, record.hashes.environment]
-    )  # fmt: skip
+    weights = file_sha256(folder / WEIGHTS)
+    hashes = record.hashes
+    key = sha256_of([weights, settings.model_dump(mode="json"), hashes.data, hashes.code, hashes.environment])
+    return layout.scratch / "evaluations" / f"{key}.json"
 
 
 def _evaluate_into(weights: Path, path: Path, settings: WorkloadSettings, data_dir: Path) -> None:

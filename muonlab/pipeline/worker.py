@@ -12,6 +12,7 @@ import sys
 from types import FrameType
 
 from muonlab.pipeline.attempts import CellScratch, Purpose, train_cell
+from muonlab.pipeline.evaluations import evaluate_now
 from muonlab.pipeline.layout import Layout
 from muonlab.pipeline.processes import die_with_parent
 from muonlab.registry.cell import Cell
@@ -36,13 +37,15 @@ def main() -> None:
 def _train(layout: Layout, cell: Cell, purpose: Purpose) -> dict[str, object]:
     scratch = CellScratch(layout, cell.digest)
     try:
+        data_dir = layout.data(cell.workload)
         record = scratch.finished() or train_cell(
             layout,
             cell,
             purpose,
-            data_dir=layout.data(cell.workload),
+            data_dir=data_dir,
             warn=lambda text: print(f"{cell.key}: {text}", file=sys.stderr, flush=True),
         )
+        evaluate_now(layout, scratch.bundle, cell.settings, record, data_dir)
     except MuonlabError as error:
         records = scratch.records()
         return {

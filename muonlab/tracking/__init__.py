@@ -14,6 +14,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from types import TracebackType
 from typing import IO
@@ -27,12 +28,21 @@ from muonlab.tracking.markers import (
 
 __all__ = ["Follower", "pending", "start_follower", "sync_once", "tracking_uri"]
 
+OFF = "MUONLAB_TRACKING"
+"""Set to `off`, this variable keeps everything from MLflow; once it is unset, the next start copies what it missed."""
 EXIT_WAIT_S = 10.0
 """The longest that leaving a follower takes; its last pass is done in one or two seconds when the store answers."""
 
 
+def is_off() -> bool:
+    """Whether the user has switched MLflow off."""
+    return os.environ.get(OFF, "").lower() == "off"
+
+
 def pending(main: Path) -> bool:
     """Whether MLflow lacks anything of the repository `main`, as far as the marker files tell; imports no mlflow."""
+    if is_off():
+        return False
     uri = tracking_uri(main)
     return bool(unsynced_attempts(main, uri) or unsynced_reports(main, uri))
 
@@ -62,11 +72,13 @@ class Follower:
             self.process.wait()
 
 
-def start_follower(main: Path) -> Follower:
+def start_follower(main: Path) -> AbstractContextManager[object]:
     """Start following the attempts of the repository `main`; use the result in a `with` statement.
 
     The follower ends, after a last pass, when its standard input closes or the thread that called this dies.
     """
+    if is_off():
+        return nullcontext()
     with _log(main) as log:
         process = subprocess.Popen(
             _command(main), cwd=main, env=_environment(), stdin=subprocess.PIPE, stdout=log, stderr=log

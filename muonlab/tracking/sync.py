@@ -56,6 +56,8 @@ if TYPE_CHECKING:
 
 EXPLORATION = "exploration"
 RUN_STATUS = {"completed": "FINISHED", "diverged": "FINISHED", "failed": "FAILED", "abandoned": "KILLED"}
+KIND = {"mlflow.experimentKind": "custom_model_development"}
+"""Makes the page of an experiment open on its training runs."""
 BATCH = 1000
 """Metrics in one request: the most that MLflow takes."""
 LOCKED_TRIES = 4
@@ -267,7 +269,7 @@ class Mirror:
                 own = self.uri == default_uri(self.main)
                 location = str(self.main.resolve() / "mlartifacts" / name) if own else None
                 try:
-                    self._patiently(lambda: self.client.create_experiment(name, artifact_location=location))
+                    self._patiently(lambda: self.client.create_experiment(name, artifact_location=location, tags=KIND))
                 except MlflowException as error:
                     if error.error_code != "RESOURCE_ALREADY_EXISTS":
                         raise
@@ -336,11 +338,12 @@ class Mirror:
         standing = _json(folder / "stats.json") if (folder / "stats.json").exists() else {}
         marker = read_marker(path, ReportMarker)
         run = self._run_of(marker) if marker and marker.uri == self.shown else None
+        written = round(1000 * (folder / "verdict.json").stat().st_mtime)
         if run is None:
             experiment_id = self._experiment(study)
             run = self._find(experiment_id, "kind", "report") or self._patiently(
                 lambda: self.client.create_run(
-                    experiment_id, tags={"kind": "report", "study": study}, run_name="report"
+                    experiment_id, start_time=written, tags={"kind": "report", "study": study}, run_name="report"
                 )
             )
         run_id = run.info.run_id
@@ -352,7 +355,6 @@ class Mirror:
             }
             for stale in [tag for tag in run.data.tags if tag.startswith("verdict.") and tag not in tags]:
                 self._patiently(lambda tag=stale: self.client.delete_tag(run_id, tag))  # type: ignore[misc]
-            written = round(1000 * (folder / "verdict.json").stat().st_mtime)
             self._log(run_id, standing_metrics(standing, written), tags)
             for file in report_files(folder):
                 within = file.parent.relative_to(folder).as_posix()

@@ -12,7 +12,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +77,8 @@ class Repository:
     """A repository under test, and how to run commands in it."""
 
     root: Path
+    tracking: bool = False
+    """Whether MLflow is shown what happens; it costs seconds that most tests need not spend."""
 
     def run(self, *command: str, check: bool = True, **environment: str) -> subprocess.CompletedProcess[str]:
         """Run a command as a user with the environment activated would."""
@@ -96,6 +98,7 @@ class Repository:
             "PYTHONPATH": str(self.root),
             "DVC_NO_ANALYTICS": "true",
             "OMP_NUM_THREADS": "1",
+            **({} if self.tracking else {"MUONLAB_TRACKING": "off"}),
             **changes,
         }
 
@@ -110,7 +113,7 @@ class Repository:
 
     def commit(self, message: str = "change") -> None:
         self.git("add", "-A")
-        self.git("-c", "user.name=n", "-c", "user.email=n@example.org", "commit", "-qm", message)
+        self.git("commit", "-qm", message)
 
     def attempts(self) -> list[dict[str, Any]]:
         """Records of every attempt that has ended on this machine: the count of what was really trained."""
@@ -162,6 +165,8 @@ def make_repository(
         "doors.write_grid(layout, study); doors.set_open_studies(layout, [study.slug])",
     )  # fmt: skip
     repository.git("init", "-q")
+    repository.git("config", "user.name", "n")
+    repository.git("config", "user.email", "n@example.org")
     repository.commit("toy")
     return repository
 
@@ -187,8 +192,8 @@ Maker = Callable[..., Repository]
 def make(prepared: Path) -> Maker:
     """Make a toy repository that has its data already: `make(path, params=..., study=...)`."""
 
-    def made(root: Path, **changes: Any) -> Repository:
-        repository = make_repository(root, **changes)
+    def made(root: Path, *, tracking: bool = False, **changes: Any) -> Repository:
+        repository = replace(make_repository(root, **changes), tracking=tracking)
         for name in (".dvc/cache", "data/toy", "data/dvc.lock", "mlflow.db"):
             repository.run("cp", "-a", str(prepared / name), str(root / name))
         repository.commit("prepared")

@@ -6,6 +6,7 @@ Every test counts real trainings (`scratch/*/attempts/*/record.json`), made by r
 from __future__ import annotations
 
 import json
+import subprocess
 import time
 from pathlib import Path
 
@@ -15,9 +16,9 @@ from conftest import STUDY, TOY_PARAMS, TOY_STUDY, Maker, Repository
 from muonlab.pipeline import doors
 from muonlab.pipeline.layout import Layout
 from muonlab.pipeline.resolve import load_study
-from muonlab.tracking import tracking_uri
+from muonlab.tracking import sync_once, tracking_uri
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("doors")]
 
 PROJECT = Path(__file__).parents[2]
 GRID = f"experiments/{STUDY}/dvc.yaml"
@@ -26,10 +27,10 @@ GRID = f"experiments/{STUDY}/dvc.yaml"
 @pytest.fixture(scope="module")
 def lived_in(make: Maker, tmp_path_factory: pytest.TempPathFactory) -> Repository:
     """One cell trained by `dvc exp run`, then the study of four run by `muon`."""
-    repository = make(tmp_path_factory.mktemp("doors") / "repository")
+    repository = make(tmp_path_factory.mktemp("doors") / "repository", tracking=True)
     repository.dvc("exp", "run", "-S", "optimizer=nolah", "-S", "seed=1")
     assert len(repository.attempts()) == 1
-    repository.git("checkout", "-q", "params.yaml")
+    repository.git("checkout", "-q", "HEAD", "params.yaml")
     repository.muon("study", "run", "-j", "2", check=False)
     return repository
 
@@ -66,7 +67,7 @@ def test_dvc_repro_finds_nothing_to_train_after_the_study(lived_in: Repository) 
 
 def test_a_cell_of_the_study_is_restored_by_exp_run(lived_in: Repository) -> None:
     said = lived_in.dvc("exp", "run", "-S", "optimizer=muon", "-S", "seed=0").stdout
-    lived_in.git("checkout", "-q", "params.yaml")
+    lived_in.git("checkout", "-q", "HEAD", "params.yaml")
     assert "Stage 'train' is cached" in said
     assert len(lived_in.attempts()) == 4
     record = lived_in.read("runs/exp/current/train.json")
@@ -88,6 +89,7 @@ def test_pairs_share_their_start_and_nothing_else(lived_in: Repository) -> None:
 def test_mlflow_shows_one_run_an_attempt_and_the_report(lived_in: Repository) -> None:
     from mlflow.tracking import MlflowClient
 
+    assert sync_once(lived_in.root, 120) is None
     client = MlflowClient(tracking_uri(lived_in.root))
     experiment = client.get_experiment_by_name(STUDY)
     assert experiment is not None
@@ -115,7 +117,7 @@ def test_an_overridden_cell_is_not_the_declared_one(lived_in: Repository) -> Non
     refused = lived_in.muon("study", "run", check=False)
     assert refused.returncode == 2
     assert "'nolah' of 001-toy reads otherwise here than in the last commit" in refused.stderr
-    lived_in.git("checkout", "-q", "params.yaml")
+    lived_in.git("checkout", "-q", "HEAD", "params.yaml")
     assert lived_in.muon("study", "status").returncode == 0
 
 
@@ -127,13 +129,7 @@ def test_the_table_of_experiments_is_readable(lived_in: Repository) -> None:
     }  # fmt: skip
 
 
-def test_a_study_alone_by_dvc(repository: Repository) -> None:
-    repository.dvc("repro", GRID)
-    assert len(repository.attempts()) == 4
-    assert repository.read(f"reports/{STUDY}/verdict.json")["complete"] is True
-    assert (repository.root / f"reports/{STUDY}/report.md").exists()
-
-
+@pytest.mark.xdist_group("queue")
 def test_a_queue_of_experiments_reaches_the_ledger(repository: Repository) -> None:
     repository.dvc("exp", "run", "--queue", "-S", "optimizer=muon,nolah", "-S", "seed=range(0,2)")
     repository.dvc("queue", "start")
@@ -152,8 +148,11 @@ def test_a_queue_of_experiments_reaches_the_ledger(repository: Repository) -> No
     assert len(repository.attempts()) == 4
 
 
-def test_twenty_studies_cost_exp_run_little(repository: Repository) -> None:
+def test_twenty_studies_cost_exp_run_little(lived_in: Repository, tmp_path: Path) -> None:
     """Outside of its stages, `dvc exp run` stays under ten seconds with twenty declared studies."""
+    subprocess.run(["cp", "-a", str(lived_in.root), str(tmp_path / "repository")], check=True)
+    repository = Repository(tmp_path / "repository")
+    repository.git("checkout", "-q", "HEAD", "params.yaml")
     layout = Layout(root=repository.root, main=repository.root)
     for number in range(2, 21):
         slug = f"{number:03d}-more"
@@ -163,8 +162,7 @@ def test_twenty_studies_cost_exp_run_little(repository: Repository) -> None:
         (folder / "study.yaml").write_text(json.dumps({"study": study}))
         doors.write_grid(layout, load_study(layout, slug))
     repository.commit("twenty studies")
-    repository.dvc("exp", "run", "-S", "seed=1")
-    # All stages that can be are cached now: what is left is DVC, and the stages that always run.
+    # All stages that can be are cached: what is left is DVC, and the stages that always run.
     stages = ("fingerprint", "collect 001-toy exp", "stats exp", "report exp")
     began = time.monotonic()
     for stage in stages:

@@ -61,11 +61,20 @@ def weights(repository: Repository) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def undisturbed(make: Maker, tmp_path_factory: pytest.TempPathFactory) -> Repository:
+    """A study run by DVC alone, cell after cell, by nobody disturbed."""
     repository = make(tmp_path_factory.mktemp("calm") / "repository", params=longer(150))
-    repository.muon("study", "run", check=False)
+    repository.dvc("repro", GRID)
     return repository
 
 
+@pytest.mark.xdist_group("kills")
+def test_a_study_by_dvc_alone(undisturbed: Repository) -> None:
+    assert len(undisturbed.attempts()) == 4
+    assert undisturbed.read(f"reports/{STUDY}/verdict.json")["complete"] is True
+    assert (undisturbed.root / f"reports/{STUDY}/report.md").exists()
+
+
+@pytest.mark.xdist_group("kills")
 @pytest.mark.parametrize("door", ["muon", "dvc"])
 def test_a_killed_driver_leaves_no_training_behind_and_the_next_start_ends_the_same(
     make: Maker, tmp_path: Path, undisturbed: Repository, door: str
@@ -97,17 +106,16 @@ def test_a_killed_driver_leaves_no_training_behind_and_the_next_start_ends_the_s
     assert "abandoned" in report
 
 
-def test_a_cell_trained_second_in_a_worker_equals_one_trained_alone(undisturbed: Repository) -> None:
-    """A worker trains several cells; none may leave a trace in the next."""
-    record = next(r for r in undisturbed.ledger() if (r["arm"], r["seed"]) == ("nolah", 1))
-    undisturbed.run("rm", "-rf", ".dvc/cache", f"runs/{STUDY}/nolah-1")
-    undisturbed.run("mkdir", "-p", f"runs/{STUDY}/nolah-1")
-    before = len(undisturbed.attempts())
-    undisturbed.dvc("repro", "-s", "-f", f"{GRID}:train@nolah-1")
-    assert len(undisturbed.attempts()) == before + 1
-    again = undisturbed.read(f"runs/{STUDY}/nolah-1/train.json")
-    assert again["hashes"]["weights"] == record["hashes"]["weights"]
-    assert again["val_loss"] == record["val_loss"]
+@pytest.mark.xdist_group("kills")
+def test_a_cell_trained_after_others_in_a_worker_equals_one_trained_alone(
+    make: Maker, tmp_path: Path, undisturbed: Repository
+) -> None:
+    """A worker trains several cells in one process; none may leave a trace in the next."""
+    repository = make(tmp_path / "repository", params=longer(150))
+    repository.muon("study", "run", "-j", "1", check=False)
+    assert weights(repository) == weights(undisturbed)
+    ours, theirs = ({r["cell_digest"]: r["val_loss"] for r in some.ledger()} for some in (repository, undisturbed))
+    assert ours == theirs
 
 
 def test_two_processes_on_one_cell(make: Maker, tmp_path: Path) -> None:
@@ -124,6 +132,7 @@ def test_two_processes_on_one_cell(make: Maker, tmp_path: Path) -> None:
     assert "another process is training it" in second.stderr
 
 
+@pytest.mark.xdist_group("evidence")
 class TestEvidence:
     """Edited evidence never ends in a quiet verdict."""
 

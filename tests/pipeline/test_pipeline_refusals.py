@@ -10,6 +10,8 @@ from conftest import STUDY, Repository, make_repository
 
 Change = Callable[[Any], None]
 
+pytestmark = pytest.mark.xdist_group("refusals")
+
 
 @pytest.fixture(scope="module")
 def repository(tmp_path_factory: pytest.TempPathFactory) -> Repository:
@@ -71,7 +73,7 @@ def test_muon_refuses_wrong_parameters(repository: Repository, name: str) -> Non
             assert word in done.stderr
         assert written(repository) == before
     finally:
-        repository.git("checkout", "-q", "params.yaml")
+        repository.git("checkout", "-q", "HEAD", "params.yaml")
 
 
 @pytest.mark.parametrize("name", sorted(DECLARATION))
@@ -88,7 +90,7 @@ def test_muon_refuses_wrong_declarations(repository: Repository, name: str) -> N
             assert word in done.stderr
         assert written(repository) == before
     finally:
-        repository.git("checkout", "-q", path)
+        repository.git("checkout", "-q", "HEAD", path)
 
 
 def test_muon_names_the_nearest_study_and_command(repository: Repository) -> None:
@@ -124,7 +126,7 @@ def test_dvc_exp_run_refuses_with_the_same_sentence(repository: Repository, over
         assert not (repository.root / "data/toy").exists()
         assert not repository.attempts()
     finally:
-        repository.git("checkout", "-q", "params.yaml")
+        repository.git("checkout", "-q", "HEAD", "params.yaml")
 
 
 def test_the_stage_itself_refuses_a_wrong_command_line(repository: Repository) -> None:
