@@ -89,7 +89,7 @@ def run_study(
     )
     if state.failed:
         standing = report_without_dvc(layout, slug)
-    elif not waiting and in_place.concluded and is_current(layout, collect(layout, slug)):
+    elif not waiting and in_place.concluded and _nothing_new(layout, slug, say):
         standing = read_standing(layout, slug)
     else:
         doors.dvc(layout, "repro", str(layout.study(slug) / "dvc.yaml"), show=_is_news)
@@ -101,6 +101,16 @@ def run_study(
         failed=state.failed,
         seconds=time.monotonic() - began,
     )
+
+
+def _nothing_new(layout: Layout, slug: str, say: Callable[[str], None]) -> bool:
+    """Whether the evidence, looked at again, is what the report was made from; says what is wrong with it."""
+    snapshot = collect(layout, slug)
+    current = is_current(layout, snapshot)
+    # What was mended now is not seen again by the stages; what is wrong is, and they say it.
+    for sentence in [*snapshot.notes, *(snapshot.findings if current else [])]:
+        say(f"muon: {sentence}")
+    return current
 
 
 def prepare(layout: Layout, params: Params, study: Study) -> doors.InPlace:

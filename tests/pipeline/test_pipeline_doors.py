@@ -18,7 +18,7 @@ from muonlab.pipeline.layout import Layout
 from muonlab.pipeline.resolve import load_study
 from muonlab.tracking import sync_once, tracking_uri
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("doors")]
+pytestmark = pytest.mark.slow
 
 PROJECT = Path(__file__).parents[2]
 GRID = f"experiments/{STUDY}/dvc.yaml"
@@ -129,7 +129,6 @@ def test_the_table_of_experiments_is_readable(lived_in: Repository) -> None:
     }  # fmt: skip
 
 
-@pytest.mark.xdist_group("queue")
 def test_a_queue_of_experiments_reaches_the_ledger(repository: Repository) -> None:
     repository.dvc("exp", "run", "--queue", "-S", "optimizer=muon,nolah", "-S", "seed=range(0,2)")
     repository.dvc("queue", "start")

@@ -10,8 +10,6 @@ from conftest import STUDY, Repository, make_repository
 
 Change = Callable[[Any], None]
 
-pytestmark = pytest.mark.xdist_group("refusals")
-
 
 @pytest.fixture(scope="module")
 def repository(tmp_path_factory: pytest.TempPathFactory) -> Repository:
