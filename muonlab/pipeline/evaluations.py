@@ -72,12 +72,13 @@ def evaluate_folders(
 def evaluate_now(layout: Layout, folder: Path, settings: WorkloadSettings, record: RunRecord, data_dir: Path) -> None:
     """Evaluate the weights that this process has just saved in `folder`, for the evaluate stage to find.
 
-    They are read back from the file like any others; only the imports are shared with the training.
+    They are read back from the file like any others; when they are bit for bit those that the training has scored,
+    its loss stands.
     """
-    if record.status == "completed":
+    if record.val_loss is not None and record.hashes.weights is not None:
         path = _path(layout, folder, settings, record)
         if not path.exists():
-            _evaluate_into(folder / WEIGHTS, path, settings, data_dir)
+            _evaluate_into(folder / WEIGHTS, path, settings, data_dir, known={record.hashes.weights: record.val_loss})
 
 
 def _path(layout: Layout, folder: Path, settings: WorkloadSettings, record: RunRecord) -> Path:
@@ -88,11 +89,13 @@ def _path(layout: Layout, folder: Path, settings: WorkloadSettings, record: RunR
     return layout.scratch / "evaluations" / f"{key}.json"
 
 
-def _evaluate_into(weights: Path, path: Path, settings: WorkloadSettings, data_dir: Path) -> None:
+def _evaluate_into(
+    weights: Path, path: Path, settings: WorkloadSettings, data_dir: Path, known: dict[str, float] | None = None
+) -> None:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     from muonlab.training.evaluate import evaluate
 
-    scored = evaluate(weights, settings, data_dir)
+    scored = evaluate(weights, settings, data_dir, known=known)
     line = Evaluation(
         arm="-",
         seed=0,

@@ -111,6 +111,10 @@ def test_evaluation_of_the_saved_weights_gives_the_final_loss_bit_for_bit(toy_da
     assert (found.val_loss, found.perplexity) == (run.val_loss, run.perplexity)
     assert found.weights_sha256 == run.weights_sha256
     assert found == evaluate(run.weights, TOY, toy_data)
+    # A known loss stands for exactly the weights that gave it, and for no others.
+    assert evaluate(run.weights, TOY, toy_data, known={"0" * 64: 1.0}) == found
+    assert run.weights_sha256 is not None
+    assert evaluate(run.weights, TOY, toy_data, known={run.weights_sha256: 1.0}).val_loss == 1.0
     assert found.prompt
     assert found.sample
 
