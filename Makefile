@@ -28,10 +28,10 @@ study: setup  ## run the default study to its report (trains only what is missin
 	$(BIN)/muon study run -j $(JOBS)
 
 test: setup lint types imports  ## lint, types, import rules and every test
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 quick: setup  ## the tests that take seconds
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m 'not slow'
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m 'not slow'
 
 lint: setup  ## style and format
 	$(BIN)/ruff check .
