@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import json
-import math
 
+from muonlab.pipeline.cells import CURRENT
+from muonlab.pipeline.conclude import mark
 from muonlab.pipeline.evaluations import evaluate_folders, read_record
 from muonlab.pipeline.layout import Layout
 from muonlab.pipeline.resolve import find_workload, load_params
 from muonlab.registry.errors import IntegrityError
-from muonlab.reporting.standing import EVALUATION_TOLERANCE
 from stages._main import run_stage
 
 
 def main(workload: str, arm: str, seed: str) -> None:
     """Write metrics.json; raise IntegrityError when the folder holds another cell or other weights."""
     layout = Layout.find()
-    folder = layout.runs("exp") / "current"
+    folder = layout.runs(CURRENT) / "current"
     record = read_record(folder)
     if record is None or (record.workload, record.arm, str(record.seed)) != (workload, arm, seed):
         found = f"{record.workload} {record.arm}-{record.seed}" if record else "nothing"
@@ -25,9 +25,7 @@ def main(workload: str, arm: str, seed: str) -> None:
         )
     settings = find_workload(load_params(layout.params), workload).settings
     (scored,) = evaluate_folders(layout, [folder], settings, layout.data(workload), workers=1)
-    if record.val_loss is not None and (
-        scored.val_loss is None or not math.isclose(scored.val_loss, record.val_loss, rel_tol=EVALUATION_TOLERANCE)
-    ):
+    if record.val_loss is not None and not scored.agrees_with(record.val_loss):
         raise IntegrityError(
             f"runs/exp/current: the weights score {scored.val_loss} nats/token, train.json says {record.val_loss}; "
             "one of the two was edited."
@@ -39,7 +37,7 @@ def main(workload: str, arm: str, seed: str) -> None:
         "seconds": round(record.wall_seconds, 1),
     }
     (folder / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
-    (folder / ".evaluated").write_text("done\n", encoding="utf-8")
+    mark(folder, ".evaluated")
 
 
 if __name__ == "__main__":

@@ -34,9 +34,10 @@ from muonlab.registry.canonical import canonical_json
 from muonlab.registry.cell import Cell
 from muonlab.registry.errors import CellsFailedError, IntegrityError, UsageError
 from muonlab.registry.files import file_sha256, write_atomically
-from muonlab.registry.record import CurvePoint, Hashes, RunRecord
+from muonlab.registry.record import CurvePoint, Hashes, RunRecord, Status
 
-BUNDLE_FILES = ("train.json", "curve.csv", "model.safetensors", ".done")
+WEIGHTS = "model.safetensors"
+BUNDLE_FILES = ("train.json", "curve.csv", WEIGHTS, ".done")
 """What a cell leaves: its record, its curve, its final weights, and a constant file that orders DVC's stages."""
 
 
@@ -109,24 +110,14 @@ class CellScratch:
         for folder in self.attempt_folders():
             if not (folder / "record.json").exists() and (folder / "start.json").exists():
                 start = _read(folder / "start.json")
-                progress = read_progress(folder) or AttemptProgress(0, 0, None, 0.0, 0, 0)
-                purpose = Purpose(**start["purpose"])
-                record = RunRecord.model_validate(
-                    {
-                        **start["record"],
-                        "status": "abandoned",
-                        "val_loss": None,
-                        "perplexity": None,
-                        "resumed_from_step": progress.resumed_from_step,
-                        "final_step": progress.step,
-                        "tokens": progress.tokens,
-                        "wall_seconds": progress.seconds,
-                        "cost_usd": purpose.cost_usd(progress.seconds),
-                        "curve": read_curve(folder),
-                        "error": "the process ended without a word (killed, or the machine stopped)",
-                    }
+                _record_loss(
+                    folder,
+                    start["record"],
+                    Purpose(**start["purpose"]),
+                    read_progress(folder) or AttemptProgress(0, 0, None, 0.0, 0, 0),
+                    status="abandoned",
+                    error="the process ended without a word (killed, or the machine stopped)",
                 )
-                write_atomically(folder / "record.json", record.model_dump_json(indent=2))
 
     def finished(self) -> RunRecord | None:
         """The record of a whole, verified bundle, or None where there is none.
@@ -195,7 +186,7 @@ def train_cell(
         number = int(earlier[-1].name) + 1 if earlier else 1
         folder = scratch.folder / "attempts" / str(number)
         folder.mkdir(parents=True)
-        base = {
+        base: dict[str, Any] = {
             "study": purpose.study,
             "workload": cell.workload,
             "arm": cell.arm,
@@ -232,27 +223,12 @@ def train_cell(
         try:
             outcome = train(cell, data_dir, scratch.work, on_point=clock.point, on_progress=clock.progress)
         except BaseException as error:
-            if isinstance(error, KeyboardInterrupt | SystemExit):
-                status, reason = "abandoned", f"interrupted ({type(error).__name__})"
-            else:
-                status, reason = "failed", f"{type(error).__name__}: {error}"
-            record = RunRecord.model_validate(
-                {
-                    **base,
-                    "status": status,
-                    "val_loss": None,
-                    "perplexity": None,
-                    "resumed_from_step": clock.resumed_from_step,
-                    "final_step": clock.step,
-                    "tokens": clock.tokens,
-                    "wall_seconds": clock.seconds(),
-                    "cost_usd": purpose.cost_usd(clock.seconds()),
-                    "curve": read_curve(folder),
-                    "error": reason[:2000],
-                }
-            )
-            write_atomically(folder / "record.json", record.model_dump_json(indent=2))
-            if status == "failed" and isinstance(error, Exception):
+            interrupted = isinstance(error, KeyboardInterrupt | SystemExit)
+            status: Status = "abandoned" if interrupted else "failed"
+            name = type(error).__name__
+            reason = f"interrupted ({name})" if interrupted else f"{name}: {error}"
+            _record_loss(folder, base, purpose, clock.state(), status=status, error=reason[:2000])
+            if not interrupted:
                 raise CellsFailedError(
                     f"cell {cell.key} ({cell.digest[:12]}): attempt {number} failed at step {clock.step} with "
                     f"{reason}; it is recorded and counted, mend the cause and run the cell again."
@@ -273,7 +249,7 @@ def train_cell(
                     CurvePoint(step=int(row["step"] or 0), val_loss=_finite(row["val_loss"])) for row in outcome.curve
                 ],
                 "hashes": {
-                    **base["hashes"],  # type: ignore[dict-item]
+                    **base["hashes"],
                     "init": outcome.init_sha256,
                     "order": outcome.order_sha256,
                     "weights": outcome.weights_sha256,
@@ -287,9 +263,9 @@ def train_cell(
         (making / "train.json").write_text(record.model_dump_json(indent=2) + "\n", encoding="utf-8")
         write_curve_csv(outcome.curve, making / "curve.csv")
         if outcome.weights is None:  # a diverged run has no weights worth keeping; DVC wants the file
-            (making / "model.safetensors").touch()
+            (making / WEIGHTS).touch()
         else:
-            shutil.copyfile(outcome.weights, making / "model.safetensors")
+            shutil.copyfile(outcome.weights, making / WEIGHTS)
         (making / ".done").write_text("done\n", encoding="utf-8")
         manifest = {name: file_sha256(making / name) for name in BUNDLE_FILES}
         (making / "manifest.json").write_text(canonical_json(manifest), encoding="utf-8")
@@ -320,9 +296,15 @@ class _Clock:
     def seconds(self) -> float:
         return time.monotonic() - self.started
 
-    @property
-    def tokens(self) -> int:
-        return self.step * self.tokens_a_step
+    def state(self) -> AttemptProgress:
+        return AttemptProgress(
+            step=self.step,
+            steps=self.steps,
+            loss=self.loss,
+            seconds=self.seconds(),
+            tokens=self.step * self.tokens_a_step,
+            resumed_from_step=self.resumed_from_step,
+        )
 
     def point(self, row: dict[str, Any]) -> None:
         clean = {key: _finite(value) if isinstance(value, float) else value for key, value in row.items()}
@@ -335,20 +317,7 @@ class _Clock:
             return
         self.step, self.resumed_from_step = state.step, state.resumed_from_step
         self.loss = _finite(state.loss)
-        write_atomically(
-            self.folder / "progress.json",
-            json.dumps(
-                {
-                    "step": state.step,
-                    "steps": self.steps,
-                    "loss": self.loss,
-                    "seconds": self.seconds(),
-                    "tokens": self.tokens,
-                    "resumed_from_step": state.resumed_from_step,
-                }
-            ),
-            durable=False,
-        )
+        write_atomically(self.folder / "progress.json", json.dumps(self.state()._asdict()), durable=False)
         self.on_progress(self.folder)
 
 
@@ -367,6 +336,28 @@ def read_progress(folder: Path) -> AttemptProgress | None:
     """The progress that an attempt has last written, or None before its first."""
     path = folder / "progress.json"
     return AttemptProgress(**_read(path)) if path.exists() else None
+
+
+def _record_loss(
+    folder: Path, base: dict[str, Any], purpose: Purpose, reached: AttemptProgress, *, status: Status, error: str
+) -> None:
+    """Write the record of an attempt that ended without a result: how far it came, and what it cost."""
+    record = RunRecord.model_validate(
+        {
+            **base,
+            "status": status,
+            "val_loss": None,
+            "perplexity": None,
+            "resumed_from_step": reached.resumed_from_step,
+            "final_step": reached.step,
+            "tokens": reached.tokens,
+            "wall_seconds": reached.seconds,
+            "cost_usd": purpose.cost_usd(reached.seconds),
+            "curve": read_curve(folder),
+            "error": error,
+        }
+    )
+    write_atomically(folder / "record.json", record.model_dump_json(indent=2))
 
 
 def _finite(value: float | None) -> float | None:

@@ -36,20 +36,22 @@ def grid_text(study: Study) -> str:
 
 def write_grid(layout: Layout, study: Study) -> None:
     """Write a study's dvc.yaml where it differs from what its declaration asks for."""
-    path = layout.study(study.slug) / "dvc.yaml"
-    text = grid_text(study)
-    if not path.exists() or path.read_text(encoding="utf-8") != text:
-        path.write_text(text, encoding="utf-8")
+    if not _grid_matches(layout, study):
+        (layout.study(study.slug) / "dvc.yaml").write_text(grid_text(study), encoding="utf-8")
 
 
 def check_grid(layout: Layout, study: Study) -> None:
     """Raise UsageError when a study's dvc.yaml is not what its declaration asks for."""
-    path = layout.study(study.slug) / "dvc.yaml"
-    if not path.exists() or path.read_text(encoding="utf-8") != grid_text(study):
+    if not _grid_matches(layout, study):
         raise UsageError(
             f"experiments/{study.slug}/dvc.yaml: it does not match study.yaml, which was changed; "
             f"`muon study run {study.slug}` makes it anew and runs what is missing."
         )
+
+
+def _grid_matches(layout: Layout, study: Study) -> bool:
+    path = layout.study(study.slug) / "dvc.yaml"
+    return path.exists() and path.read_text(encoding="utf-8") == grid_text(study)
 
 
 def make_folders(layout: Layout, study: Study) -> None:

@@ -12,14 +12,13 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
+from muonlab.pipeline.attempts import WEIGHTS
 from muonlab.pipeline.layout import Layout
 from muonlab.registry.canonical import sha256_of
 from muonlab.registry.files import file_sha256, write_atomically
 from muonlab.registry.record import RunRecord
 from muonlab.registry.settings import WorkloadSettings
 from muonlab.reporting.standing import Evaluation
-
-WEIGHTS = "model.safetensors"
 
 
 def read_record(folder: Path) -> RunRecord | None:

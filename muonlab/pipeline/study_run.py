@@ -89,10 +89,9 @@ def run_study(
     )
     if state.failed:
         standing = report_without_dvc(layout, slug)
-    elif not waiting and in_place.concluded and _nothing_new(layout, slug, say):
-        standing = read_standing(layout, slug)
     else:
-        doors.dvc(layout, "repro", str(layout.study(slug) / "dvc.yaml"), show=_is_news)
+        if waiting or not in_place.concluded or not _nothing_new(layout, slug, say):
+            doors.dvc(layout, "repro", str(layout.study(slug) / "dvc.yaml"), show=_is_news)
         standing = read_standing(layout, slug)
     return RunOutcome(
         standing=standing,

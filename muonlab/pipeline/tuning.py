@@ -73,8 +73,9 @@ def run_tuning(
     if len(rows) < len(cells):
         say(f"{slug}: {len(cells) - len(rows)} cells have no result; nothing is chosen until all have one.")
         return 3
-    vocab_size = params.workloads[study.workload].settings.data.vocab_size
-    choices = choose(study, {key: _loss(record, vocab_size) for key, record in rows.items()})
+    diverged = params.workloads[study.workload].settings.diverged_loss
+    losses = {key: diverged if record.val_loss is None else record.val_loss for key, record in rows.items()}
+    choices = choose(study, losses)
     write_choices(layout.params, study.workload, choices)
     for choice in choices:
         edge = f"  (at the edge of the grid: {', '.join(choice.at_edge)})" if choice.at_edge else ""
@@ -120,10 +121,6 @@ def write_choices(params_file: Path, workload: str, choices: list[Choice]) -> No
 
 def _results(records: list[RunRecord]) -> dict[str, RunRecord]:
     return {r.cell_digest: r for r in reversed(records) if r.is_result}
-
-
-def _loss(record: RunRecord, vocab_size: int) -> float:
-    return record.val_loss if record.val_loss is not None else math.log(vocab_size)
 
 
 def _write_results(path: Path, study: Study, rows: dict[tuple[str, int, Point], RunRecord]) -> None:

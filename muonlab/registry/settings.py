@@ -7,6 +7,7 @@ Everything is frozen and closed: a typo is an error, never a silent default.
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
@@ -103,6 +104,11 @@ class WorkloadSettings(Closed):
     checkpoint_every: Count = 50
     sample_tokens: Annotated[int, Field(ge=0, strict=True)] = 48
     """Length of the sampled continuation that the evaluation writes; 0 is none."""
+
+    @property
+    def diverged_loss(self) -> float:
+        """What a diverged run counts with [nats/token]: uniform guessing, ln(vocabulary size)."""
+        return math.log(self.data.vocab_size)
 
     @model_validator(mode="after")
     def _grid_fits(self) -> WorkloadSettings:

@@ -50,6 +50,10 @@ class Evaluation(Closed):
     prompt: str
     sample: str
 
+    def agrees_with(self, val_loss: float) -> bool:
+        """Whether the weights score what the record of their training says."""
+        return self.val_loss is not None and math.isclose(self.val_loss, val_loss, rel_tol=EVALUATION_TOLERANCE)
+
 
 class CellStanding(Closed):
     """One declared cell: its outcome, and all attempts at it."""
@@ -317,7 +321,7 @@ def _early_regress(snapshot: Snapshot, arm: str, cells: dict[tuple[str, int], Ce
         losses([base for base, _ in pairs]),
         losses([challenger for _, challenger in pairs]),
         total_steps=snapshot.settings.steps,
-        diverged_loss=math.log(snapshot.settings.data.vocab_size),
+        diverged_loss=snapshot.settings.diverged_loss,
     )
 
 
@@ -351,7 +355,7 @@ def _evaluation_findings(evaluations: Sequence[Evaluation], outcomes: dict[tuple
         record = outcomes.get((line.arm, line.seed))
         if record is None or record.val_loss is None or record.cell_digest != line.cell_digest:
             continue
-        if line.val_loss is None or not math.isclose(line.val_loss, record.val_loss, rel_tol=EVALUATION_TOLERANCE):
+        if not line.agrees_with(record.val_loss):
             found.append(
                 f"cell {line.arm}-{line.seed}: its weights score {line.val_loss} nats/token, its record says "
                 f"{record.val_loss}; one of the two was edited"
@@ -372,7 +376,7 @@ def _rule(snapshot: Snapshot, declared: DeclaredRule, price_per_pair_usd: float)
         n_max=declared.n_max,
         g=declared.g,
         max_early_regress=float(str(declared.max_early_regress).rstrip("%")) / 100,
-        diverged_loss=math.log(snapshot.settings.data.vocab_size),
+        diverged_loss=snapshot.settings.diverged_loss,
         amended=snapshot.amended,
         price_per_pair_usd=price_per_pair_usd,
     )
