@@ -13,6 +13,7 @@ Only a renamed, hashed bundle is ever read as a result. Adopting one imports no 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -39,6 +40,9 @@ from muonlab.registry.record import CurvePoint, Hashes, RunRecord, Status
 WEIGHTS = "model.safetensors"
 BUNDLE_FILES = ("train.json", "curve.csv", WEIGHTS, ".done")
 """What a cell leaves: its record, its curve, its final weights, and a constant file that orders DVC's stages."""
+
+SWEEP_S = 1.0
+"""How long a trainer waits for a lock that is held: a sweep is over by then, another trainer is not."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +75,7 @@ class CellScratch:
         self.folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(self.folder / "lock")
         try:
-            lock.acquire(timeout=0)
+            lock.acquire(timeout=SWEEP_S)
         except Timeout:
             raise UsageError(
                 f"cell {name} ({self.digest[:12]}): another process is training it; wait for it, or stop that process."
@@ -81,17 +85,13 @@ class CellScratch:
         finally:
             lock.release()
 
-    def is_held(self) -> bool:
-        """Whether some process is training the cell right now."""
+    def sweep_unless_held(self) -> None:
+        """Write the record of every attempt that was killed, unless some process is training the cell right now."""
         if not (self.folder / "lock").exists():
-            return False
-        lock = FileLock(self.folder / "lock")
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            return True
-        lock.release()
-        return False
+            return
+        # The lock is kept while sweeping: an attempt that began in between would be taken for a killed one.
+        with contextlib.suppress(Timeout), FileLock(self.folder / "lock", timeout=0):
+            self.sweep()
 
     def attempt_folders(self) -> list[Path]:
         """Folders of all attempts made on this machine, first to last."""
@@ -106,7 +106,7 @@ class CellScratch:
         ]
 
     def sweep(self) -> None:
-        """Write the record of every attempt that was killed; the caller holds the lock, or knows it to be free."""
+        """Write the record of every attempt that was killed; the caller holds the lock."""
         for folder in self.attempt_folders():
             if not (folder / "record.json").exists() and (folder / "start.json").exists():
                 start = _read(folder / "start.json")

@@ -78,8 +78,7 @@ def _judging_code(root: Path) -> str:
 def _all_records(layout: Layout, findings: list[str]) -> Iterator[RunRecord]:
     for folder in sorted(layout.scratch.glob("[0-9a-f]*/")):
         scratch = CellScratch(layout, folder.name)
-        if not scratch.is_held():
-            scratch.sweep()
+        scratch.sweep_unless_held()
         yield from scratch.records()
     for root in {layout.root, layout.main}:
         for path in sorted((root / "runs").glob("*/*/train.json")):

@@ -20,7 +20,7 @@ PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 
 
 def die_with_parent() -> None:
-    """Arrange that this process ends when its parent dies, even by SIGKILL (Linux; elsewhere see `watch`)."""
+    """Arrange that this process ends when its parent dies, even by SIGKILL (Linux only)."""
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 

@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import io
+import json
 import math
 import shutil
+import threading
 from pathlib import Path
 
 import pytest
 import yaml
+from filelock import FileLock
 from hypothesis import given
 from hypothesis import strategies as st
 
-from muonlab.pipeline.attempts import AttemptProgress
+from muonlab.pipeline.attempts import AttemptProgress, CellScratch
 from muonlab.pipeline.fingerprint import code_fingerprint, environment
+from muonlab.pipeline.layout import Layout
 from muonlab.pipeline.pool import PoolState
+from muonlab.pipeline.processes import provenance
 from muonlab.pipeline.progress import PoolWatcher, duration
 from muonlab.pipeline.tuning import choose, write_choices
 from muonlab.registry.cell import Cell, Inputs, OptimizerSpec
+from muonlab.registry.errors import UsageError
 from muonlab.registry.settings import WorkloadSettings
 from muonlab.registry.study import Study
 from muonlab.stats.guardrails import diverged
@@ -168,3 +174,36 @@ def test_durations_read_as_a_person_says_them(seconds: float, said: str) -> None
 @given(st.lists(st.one_of(st.floats(0.1, 20), st.just(math.nan), st.just(math.inf)), min_size=1, max_size=12))
 def test_trainer_and_statistics_agree_on_what_diverged(curve: list[float]) -> None:
     assert (why_diverged(curve) is not None) == diverged(curve)
+
+
+def test_only_an_attempt_that_nobody_runs_is_recorded_as_abandoned(tmp_path: Path) -> None:
+    scratch = CellScratch(Layout(root=tmp_path, main=tmp_path), "0" * 64)
+    folder = scratch.folder / "attempts" / "1"
+    hashes = dict.fromkeys(("data", "tokenizer", "code", "environment"), "x")
+    started = {
+        "study": None, "workload": "tiny", "arm": "muon", "seed": 0, "cell_digest": scratch.digest,
+        "registration": None,
+        "attempt": 1, "attempt_id": "a", "started_at": "2026-01-01T00:00:00+00:00", "device_count": 1,
+        "hashes": {**hashes, "init": None, "order": None, "weights": None},
+        "provenance": provenance(tmp_path).model_dump(),
+    }  # fmt: skip
+    with scratch.locked("muon-0"):
+        folder.mkdir(parents=True)
+        purpose = {"study": None, "registration": None, "price_usd_per_gpu_hour": 0}
+        (folder / "start.json").write_text(json.dumps({"record": started, "purpose": purpose}))
+        scratch.sweep_unless_held()
+        assert scratch.records() == []
+    scratch.sweep_unless_held()
+    assert [record.status for record in scratch.records()] == ["abandoned"]
+
+
+def test_a_trainer_waits_for_a_sweep_and_not_for_a_trainer(tmp_path: Path) -> None:
+    scratch = CellScratch(Layout(root=tmp_path, main=tmp_path), "0" * 64)
+    scratch.folder.mkdir(parents=True)
+    held = FileLock(scratch.folder / "lock", thread_local=False)
+    held.acquire()
+    with pytest.raises(UsageError, match="another process is training it"), scratch.locked("muon-0"):
+        pass
+    threading.Timer(0.2, held.release).start()
+    with scratch.locked("muon-0"):
+        pass
