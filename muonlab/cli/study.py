@@ -1,4 +1,4 @@
-"""The command `muon`: run and read studies. Everything heavy is imported inside the commands."""
+"""`muon study`: list, check, run and create studies."""
 
 from __future__ import annotations
 
@@ -7,40 +7,10 @@ from typing import Any
 
 import click
 
-from muonlab.registry.errors import MuonlabError
+from muonlab.cli.group import Group
 
 
-class _Group(click.Group):
-    """Reports a refusal as one sentence and exits with its code; suggests the nearest command."""
-
-    def invoke(self, ctx: click.Context) -> Any:
-        try:
-            return super().invoke(ctx)
-        except MuonlabError as error:
-            click.echo(f"muon: {error}", err=True)
-            ctx.exit(error.exit_code)
-
-    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
-        from muonlab.registry.errors import nearest
-
-        try:
-            return super().resolve_command(ctx, args)
-        except click.UsageError as error:
-            raise click.UsageError(error.message + nearest(args[0], self.list_commands(ctx)), ctx) from None
-
-
-@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
-@click.version_option(package_name="muonlab")
-def main() -> None:
-    """Is the new optimizer worth keeping? Declared, paired, multi-seed studies with a verdict.
-
-    \b
-    Exit codes: 0 done; 2 usage or refused input, nothing written; 3 cells failed or
-    the study is incomplete; 4 over budget; 5 the evidence contradicts itself.
-    """
-
-
-@main.group(cls=_Group)
+@click.group(cls=Group)
 def study() -> None:
     """List, check, run and create studies (experiments/<study>/study.yaml)."""
 
@@ -133,27 +103,3 @@ def study_new(slug: str, **declared: Any) -> None:
 
     folder = new_study(Layout.find(), slug, **declared)
     click.echo(f"{folder}: edit study.yaml and README.md, commit them, then `muon study run {slug}`.")
-
-
-@main.command()
-@click.option("--port", default=5000, show_default=True, type=click.IntRange(1, 65535))
-def ui(port: int) -> None:
-    """Open MLflow's UI on the studies, at 127.0.0.1 only."""
-    import os
-
-    from muonlab.pipeline.layout import Layout
-    from muonlab.tracking import sync_once, tracking_uri
-
-    layout = Layout.find()
-    if (silence := sync_once(layout.main, 60)) is not None:
-        click.echo(f"muon: {silence}", err=True)
-    click.echo(f"MLflow on http://127.0.0.1:{port} (Ctrl-C to end)", err=True)
-    command = ["mlflow", "ui", "--host", "127.0.0.1", "--port", str(port)]
-    os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
-    # The address may hold a password: it goes by the environment, which `ps` shows to nobody else.
-    os.environ["MLFLOW_BACKEND_STORE_URI"] = tracking_uri(layout.main)
-    os.execv(sys.executable, [sys.executable, "-m", *command])  # noqa: S606 - no shell is wanted
-
-
-if __name__ == "__main__":
-    main()

@@ -1,0 +1,1 @@
+"""Answers from results at hand, without a run: compare, power, calibrate. Tables in, frozen answers out."""

@@ -1,0 +1,24 @@
+"""The command `muon`: run and read studies, and judge results. Everything heavy is imported inside the commands."""
+
+from __future__ import annotations
+
+import click
+
+from muonlab.cli.group import Group
+from muonlab.cli.study import study
+from muonlab.cli.ui import ui
+
+
+@click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(package_name="muonlab")
+def main() -> None:
+    """Is the new optimizer worth keeping? Declared, paired, multi-seed studies with a verdict.
+
+    \b
+    Exit codes: 0 done; 2 usage or refused input, nothing written; 3 cells failed or
+    the study is incomplete; 4 over budget; 5 the evidence contradicts itself.
+    """
+
+
+for command in (study, ui):
+    main.add_command(command)

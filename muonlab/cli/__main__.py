@@ -1,0 +1,5 @@
+"""`python -m muonlab.cli` is `muon`."""
+
+from muonlab.cli import main
+
+main()
