@@ -47,7 +47,12 @@ format: setup  ## rewrite the code in the house's format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+bench: setup  ## speed against named peers, as ratios (ONLY=optim, stats or e.g. optim.exact: a part)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check $(CONSTRAINTS) -e '.[bench]' || \
+	  echo "bench: heavyball or pytorch_optimizer could not be installed; their rows say so"
+	$(BIN)/python -m benchmarks --only '$(ONLY)'
+
 ui: setup  ## open MLflow on 127.0.0.1:5000
 	$(BIN)/muon ui
 
-.PHONY: help setup study test quick lint types imports format ui
+.PHONY: help setup study test quick lint types imports format bench ui

@@ -24,7 +24,7 @@ class AdamwOptions(Options):
 
     def adamw_settings(self) -> dict[str, Any]:
         """Plain values for the parameter groups that AdamW updates: all of them."""
-        return self.model_dump(include={"lr", "weight_decay", "betas", "eps"})
+        return {**self.model_dump(include={"lr", "weight_decay", "betas", "eps"}), "warmup": True}
 
 
 register("adamw", AdamwOptions)

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import click
 
+from muonlab.cli.calibrate import calibrate
+from muonlab.cli.compare import compare
 from muonlab.cli.group import Group
+from muonlab.cli.next import next_
+from muonlab.cli.power import power
 from muonlab.cli.study import study
 from muonlab.cli.ui import ui
 
@@ -20,5 +24,5 @@ def main() -> None:
     """
 
 
-for command in (study, ui):
+for command in (study, ui, next_, compare, calibrate, power):
     main.add_command(command)

@@ -1,4 +1,4 @@
-"""`muon study`: list, check, run and create studies."""
+"""`muon study`: list, check, register, run and create studies."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from muonlab.cli.group import Group
 
 @click.group(cls=Group)
 def study() -> None:
-    """List, check, run and create studies (experiments/<study>/study.yaml)."""
+    """List, check, register, run and create studies (experiments/<study>/study.yaml)."""
 
 
 @study.command("list")
@@ -84,6 +84,30 @@ def study_status(slug: str | None) -> None:
 
     layout = Layout.find()
     sys.exit(say_status(layout, slug or load_params(layout.params).study))
+
+
+@study.command("register")
+@click.argument("slug", required=False)
+def study_register(slug: str | None) -> None:
+    """Hash a study's declaration into its registration.json, before the first result.
+
+    The first run does it too; do it earlier to commit what was declared. Refused once results exist under another
+    declaration: the first one stays, and a changed plan counts as amended.
+    """
+    from muonlab.pipeline.declare import register_now
+    from muonlab.pipeline.layout import Layout
+    from muonlab.pipeline.resolve import load_params
+    from muonlab.pipeline.study_run import check
+
+    layout = Layout.find()
+    params, declared = check(layout, slug or load_params(layout.params).study)
+    registration, new = register_now(layout, params, declared)
+    click.echo(registration.registration)
+    click.echo(f"experiments/{declared.slug}/registration.json")
+    if new:
+        click.echo("muon: registered; commit the file, so that its history is kept.", err=True)
+    else:
+        click.echo(f"muon: registered since {registration.registered_at}; nothing was changed.", err=True)
 
 
 @study.command("new")

@@ -148,7 +148,7 @@ class CellScratch:
 
 
 def read_curve(folder: Path) -> list[dict[str, Any]]:
-    """Step and validation loss of every point that an attempt has logged so far."""
+    """Step and validation loss of every evaluation that an attempt has logged so far."""
     path = folder / "curve.jsonl"
     if not path.exists():
         return []
@@ -158,7 +158,8 @@ def read_curve(folder: Path) -> list[dict[str, Any]]:
             row = json.loads(line)
         except json.JSONDecodeError:
             break  # the line that a kill cut short
-        points.append({"step": row["step"], "val_loss": row["val_loss"]})
+        if "val_loss" in row:
+            points.append({"step": row["step"], "val_loss": row["val_loss"]})
     return points
 
 
@@ -246,7 +247,9 @@ def train_cell(
                 "wall_seconds": clock.seconds(),
                 "cost_usd": purpose.cost_usd(clock.seconds()),
                 "curve": [
-                    CurvePoint(step=int(row["step"] or 0), val_loss=_finite(row["val_loss"])) for row in outcome.curve
+                    CurvePoint(step=int(row["step"] or 0), val_loss=_finite(row["val_loss"]))
+                    for row in outcome.curve
+                    if "val_loss" in row
                 ],
                 "hashes": {
                     **base["hashes"],

@@ -16,13 +16,15 @@ from pydantic import ValidationError
 from muonlab.pipeline.attempts import CellScratch
 from muonlab.pipeline.declare import current_registration, declared_params, read_registration
 from muonlab.pipeline.layout import Layout
-from muonlab.pipeline.resolve import check_study, load_study, resolve_optimizer, study_cells
+from muonlab.pipeline.resolve import check_study, load_study, resolve_cell, resolve_optimizer, study_cells
 from muonlab.registry import ledger
 from muonlab.registry.canonical import sha256_of
 from muonlab.registry.files import file_sha256
 from muonlab.registry.record import RunRecord
-from muonlab.registry.snapshot import DeclaredCell, Snapshot
+from muonlab.registry.settings import Params
+from muonlab.registry.snapshot import DeclaredCell, KnownRun, Snapshot
 from muonlab.registry.study import Study
+from muonlab.reporting.standing import SAME_START
 
 EXPERIMENT_SNAPSHOT = "reports/exp/registry.json"
 """Where an experiment's commit holds the snapshot with its cell's record."""
@@ -46,6 +48,11 @@ def collect(layout: Layout, slug: str) -> Snapshot:
     records = [r for r in held.records if r.cell_digest in digests or r.study == slug]
     findings += held.findings
     findings += _contradictions(records, cells, study)
+    registration = read_registration(layout, slug)
+    if registration is not None and not registration.is_whole:
+        findings.append(
+            f"experiments/{slug}/registration.json: its declaration does not hash to its registration; it was edited."
+        )
     return Snapshot(
         study=study,
         settings=params.workloads[study.workload].settings,
@@ -56,10 +63,12 @@ def collect(layout: Layout, slug: str) -> Snapshot:
         },
         cells=cells,
         records=sorted(records, key=lambda r: (r.seed, r.arm, r.started_at, r.attempt_id)),
-        registration=read_registration(layout, slug),
+        registration=registration,
         current_registration=current_registration(params, study),
         findings=sorted(set(findings)),
-        notes=held.notes,
+        notes=[*held.notes, *_without_outputs(layout, study, cells, records)],
+        left_out=_left_out(layout, params, study, held.records),
+        outside=_outside(study, cells, held.records),
         ledger_sha256=file_sha256(layout.ledger) if layout.ledger.exists() else "",
         judged_by=_judging_code(layout.root),
     )
@@ -112,6 +121,76 @@ def _experiment_records(main: Path) -> Iterator[RunRecord]:
                 yield RunRecord.model_validate(content)
         except (json.JSONDecodeError, KeyError, TypeError, ValidationError):
             continue
+
+
+def _without_outputs(
+    layout: Layout, study: Study, cells: list[DeclaredCell], records: list[RunRecord]
+) -> Iterator[str]:
+    """Which results of a study that was concluded here have lost their weights, so that nothing checks their record."""
+    if study.kind == "tuning" or not (layout.reports(study.slug) / "stats.json").exists():
+        return
+    results = {r.cell_digest for r in records if r.is_result}
+    lost = [
+        f"{cell.arm}-{cell.seed}"
+        for cell in cells
+        if cell.digest in results
+        and not (layout.runs(study.slug) / f"{cell.arm}-{cell.seed}" / "train.json").exists()
+        and not (CellScratch(layout, cell.digest).bundle / "manifest.json").exists()
+    ]
+    if lost:
+        yield (
+            f"{', '.join(lost)}: the result stands in the ledger, but the outputs in runs/{study.slug} are gone, so "
+            f"that nothing checks it; `muon study run {study.slug}` brings them back."
+        )
+
+
+def _left_out(layout: Layout, params: Params, study: Study, records: list[RunRecord]) -> list[KnownRun]:
+    """Results at the study's arms on other seeds than the declared: found by digest, whatever name they bear."""
+    if study.kind == "tuning":
+        return []
+    # The seeds of the tuning study chose the arms' options; no comparison may use them.
+    known = {
+        r.cell_digest: r
+        for r in reversed(records)
+        if r.is_result and r.workload == study.workload and r.study != study.tuning and r.seed not in study.seeds
+    }
+    cells = [
+        resolve_cell(layout, params, study.workload, arm, seed)
+        for seed in sorted({r.seed for r in known.values()})
+        for arm in study.arms
+    ]
+    return [
+        KnownRun(arm=cell.arm, seed=cell.seed, digest=cell.digest, study=known[cell.digest].study)
+        for cell in cells
+        if cell.digest in known
+    ]
+
+
+def _outside(study: Study, cells: list[DeclaredCell], records: list[RunRecord]) -> list[KnownRun]:
+    """Results of undeclared arms and variants that are comparable with the study's baseline on a declared seed."""
+    if study.kind == "tuning":
+        return []
+    declared = {cell.digest for cell in cells}
+    ours = {cell.digest for cell in cells if cell.arm == study.baseline}
+    baselines = {r.seed: r for r in records if r.is_result and r.cell_digest in ours}
+
+    def comparable(record: RunRecord) -> bool:
+        baseline = baselines.get(record.seed)
+        if baseline is None or record.workload != study.workload or record.cell_digest in declared:
+            return False
+        # The baseline under other code or libraries is no candidate: it is the baseline of another time.
+        if record.arm == study.baseline and any(
+            getattr(record.hashes, name) != getattr(baseline.hashes, name) for name in ("code", "environment")
+        ):
+            return False
+        return all(getattr(record.hashes, name) == getattr(baseline.hashes, name) for name in SAME_START)
+
+    found = {
+        r.cell_digest: KnownRun(arm=r.arm, seed=r.seed, digest=r.cell_digest, study=r.study)
+        for r in reversed(records)
+        if r.is_result and comparable(r)
+    }
+    return sorted(found.values(), key=lambda run: (run.arm, run.seed, run.digest))
 
 
 def _contradictions(records: list[RunRecord], cells: list[DeclaredCell], study: Study) -> Iterator[str]:

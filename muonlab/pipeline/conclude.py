@@ -10,15 +10,18 @@ import os
 import sys
 from pathlib import Path
 
+from pydantic import ValidationError
+
 from muonlab.pipeline.attempts import CellScratch
 from muonlab.pipeline.cells import CURRENT
 from muonlab.pipeline.collect import collect
 from muonlab.pipeline.evaluations import evaluate_folders, read_record
 from muonlab.pipeline.layout import Layout
 from muonlab.pipeline.resolve import find_workload, load_params, load_study
+from muonlab.registry.errors import IntegrityError, UsageError
 from muonlab.registry.files import write_atomically
 from muonlab.registry.snapshot import Snapshot
-from muonlab.reporting.standing import Evaluation, Standing, judge, verdict_json
+from muonlab.reporting.standing import Evaluation, Standing, judge, verdict_json, with_false_go
 from muonlab.tracking import sync_once
 
 MLFLOW_LIMIT_S = 60.0
@@ -77,10 +80,7 @@ def judge_into(layout: Layout, place: str) -> Standing:
     from muonlab.reporting.wording import decision_sentence
 
     folder = layout.reports(place)
-    snapshot = read_snapshot(layout, place)
-    scored = folder / "evaluations.jsonl"
-    lines = scored.read_text(encoding="utf-8").splitlines() if scored.exists() else []
-    standing = judge(snapshot, [Evaluation.model_validate_json(line) for line in lines])
+    standing = with_false_go(judge(read_snapshot(layout, place), read_evaluations(layout, place)))
     write_atomically(folder / "stats.json", standing.model_dump_json(indent=1) + "\n")
     verdict = verdict_json(standing, decision_sentence(standing))
     write_atomically(folder / "verdict.json", json.dumps(verdict, indent=2, allow_nan=False) + "\n")
@@ -103,9 +103,28 @@ def read_snapshot(layout: Layout, place: str) -> Snapshot:
     return Snapshot.model_validate_json((layout.reports(place) / "registry.json").read_text(encoding="utf-8"))
 
 
+def read_evaluations(layout: Layout, place: str) -> list[Evaluation]:
+    """What the evaluate stage has last written; nothing where it has not run. Raises IntegrityError on other lines."""
+    path = layout.reports(place) / "evaluations.jsonl"
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    try:
+        return [Evaluation.model_validate_json(line) for line in lines]
+    except ValidationError:
+        raise IntegrityError(
+            f"reports/{place}/evaluations.jsonl: it holds lines that no evaluation wrote; `muon study run {place}` "
+            "makes it anew."
+        ) from None
+
+
 def read_standing(layout: Layout, place: str) -> Standing:
     """The standing that the stats stage has last written."""
-    return Standing.model_validate_json((layout.reports(place) / "stats.json").read_text(encoding="utf-8"))
+    path = layout.reports(place) / "stats.json"
+    try:
+        return Standing.model_validate_json(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValidationError):
+        raise UsageError(
+            f"reports/{place}/stats.json: it is missing, or another version wrote it; run `muon study run {place}`."
+        ) from None
 
 
 def verdict_sentence(layout: Layout, place: str) -> str | None:

@@ -11,6 +11,8 @@ import tempfile
 from datetime import UTC, datetime
 from pathlib import Path
 
+from pydantic import ValidationError
+
 from muonlab.pipeline.attempts import Purpose
 from muonlab.pipeline.layout import Layout
 from muonlab.pipeline.processes import git_state
@@ -24,7 +26,7 @@ from muonlab.pipeline.resolve import (
 )
 from muonlab.registry import ledger
 from muonlab.registry.cell import Cell
-from muonlab.registry.errors import UsageError
+from muonlab.registry.errors import IntegrityError, UsageError
 from muonlab.registry.files import write_atomically
 from muonlab.registry.settings import Params
 from muonlab.registry.snapshot import Registration
@@ -72,11 +74,39 @@ def current_registration(params: Params, study: Study) -> str:
 
 
 def read_registration(layout: Layout, slug: str) -> Registration | None:
-    """The registration of a study, or None before its first run."""
+    """The registration of a study, or None before its first run. Raises IntegrityError on a file that is none."""
     path = layout.main / "experiments" / slug / "registration.json"
     if not path.exists():
         return None
-    return Registration.model_validate_json(path.read_text(encoding="utf-8"))
+    try:
+        return Registration.model_validate_json(path.read_text(encoding="utf-8"))
+    except ValidationError:
+        raise IntegrityError(
+            f"experiments/{slug}/registration.json: it is not a registration, so it was edited; take it back from git."
+        ) from None
+
+
+def register_now(layout: Layout, params: Params, study: Study) -> tuple[Registration, bool]:
+    """Register a declaration before its first run; returns the registration and whether it was made just now.
+
+    Raises UsageError when results exist under another declaration: that one stays.
+    """
+    now = current_registration(params, study)
+    others = {
+        r.registration
+        for r in ledger.read(layout.ledger).records
+        if r.study == study.slug and r.is_result and r.registration not in (None, now)
+    }
+    if others:
+        listed = ", ".join(sorted(str(other)[:12] for other in others))
+        raise UsageError(
+            f"experiments/{study.slug}: results exist under the registration {listed}, which stays, and the "
+            f"declaration now reads otherwise ({now[:12]}): plan amended, only the E-value decides and the report says "
+            "so; take the change back, or declare a new study (`muon study new`)."
+        )
+    before = read_registration(layout, study.slug)
+    made = register(layout, params, study)
+    return made, made != before
 
 
 def register(layout: Layout, params: Params, study: Study) -> Registration:

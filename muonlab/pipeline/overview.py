@@ -7,13 +7,14 @@ from collections.abc import Iterator
 import click
 
 from muonlab.pipeline.collect import collect
-from muonlab.pipeline.conclude import verdict_sentence
+from muonlab.pipeline.conclude import read_evaluations, verdict_sentence
 from muonlab.pipeline.layout import Layout
 from muonlab.pipeline.progress import duration
 from muonlab.pipeline.resolve import load_study
 from muonlab.pipeline.study_run import RunOutcome
 from muonlab.registry.errors import MuonlabError
-from muonlab.reporting.standing import exit_code, judge
+from muonlab.reporting.standing import Standing, exit_code, judge
+from muonlab.reporting.wording import family_text
 
 
 def study_rows(layout: Layout) -> Iterator[str]:
@@ -39,6 +40,7 @@ def say_outcome(layout: Layout, slug: str, outcome: RunOutcome) -> None:
         done = f"trained {outcome.trained} cells, {outcome.restored} in place or restored, {len(outcome.failed)} failed"
     spent = f", ${outcome.standing.total_cost_usd:.2f} in all" if outcome.standing.total_cost_usd else ""
     click.echo(f"{slug}: {done} ({duration(outcome.seconds)}{spent}).", err=True)
+    say_doubts(outcome.standing)
     for comparison in outcome.standing.decided:
         assert comparison.decision is not None
         click.echo(f"{comparison.arm}: {comparison.decision.verdict.value}")
@@ -46,8 +48,16 @@ def say_outcome(layout: Layout, slug: str, outcome: RunOutcome) -> None:
     click.echo(f"report: reports/{slug}/report.md")
 
 
+def say_doubts(standing: Standing) -> None:
+    """Print on stderr what the verdicts must be read with: the amendments, and arms that were run beside the study."""
+    for reason in standing.snapshot.amendments:
+        click.echo(f"muon: plan amended: {reason}.", err=True)
+    if standing.tried or standing.undeclared:
+        click.echo(f"muon: {family_text(standing)}.", err=True)
+
+
 def say_status(layout: Layout, slug: str) -> int:
-    """Print every cell of a study's grid as the evidence has it now; return the exit code for its state."""
+    """Print every cell of a study's grid as the evidence has it now, and its verdicts; return the exit code."""
     snapshot = collect(layout, slug)
     outcomes = {r.cell_digest: r for r in reversed(snapshot.records)}
     outcomes |= {r.cell_digest: r for r in reversed(snapshot.records) if r.is_result}
@@ -60,5 +70,10 @@ def say_status(layout: Layout, slug: str) -> int:
     for sentence in [*snapshot.findings, *snapshot.notes]:
         click.echo(f"muon: {sentence}", err=True)
     if snapshot.study.kind == "comparison":
-        return exit_code(judge(snapshot, []))
+        standing = judge(snapshot, read_evaluations(layout, slug))
+        say_doubts(standing)
+        for comparison in standing.decided:
+            assert comparison.decision is not None
+            click.echo(f"{comparison.arm}: {comparison.decision.verdict.value}: {comparison.decision.reasons[0]}")
+        return exit_code(standing)
     return 0 if all(c.digest in outcomes for c in snapshot.cells) else 3

@@ -146,7 +146,7 @@ def train_missing(
         if left <= 0:
             raise OverBudgetError(
                 f"experiments/{study.slug}: ${spent:.2f} of the budget of ${study.budget_usd:.2f} are spent and "
-                f"{len(jobs)} cells are missing; raise budget_usd to go on."
+                f"{len(jobs)} cells are missing; going on takes a larger budget_usd, which amends the plan."
             )
         limit = left if limit is None else min(limit, left)
     steps = sum(job.cell.settings.steps for job in jobs)

@@ -89,6 +89,8 @@ class WorkloadSettings(Closed):
     steps: Count
     batch_size: Count = 4
     """Sequences a step."""
+    weights: Literal["float32", "bfloat16"] = "float32"
+    """The model's own dtype. Under bfloat16 an optimizer keeps float32 masters, unless its `masters` is off."""
     warmup_steps: Annotated[int, Field(ge=0, strict=True)] = 0
     """Linear warm-up from 0, of every parameter group."""
     schedule: Literal["constant", "cosine"] = "cosine"
@@ -101,6 +103,9 @@ class WorkloadSettings(Closed):
     """Blocks in the fixed validation subset; the final evaluation uses the whole split."""
     diagnose_every: Annotated[int, Field(ge=0, strict=True)] = 10
     """Steps between the optimizer's diagnostics; 0 is never."""
+    hessian_steps: list[Count] = []
+    """Steps before which the top eigenvalue of the Hessian is measured, on the step's own batch: about 20 steps' time
+    each."""
     checkpoint_every: Count = 50
     sample_tokens: Annotated[int, Field(ge=0, strict=True)] = 48
     """Length of the sampled continuation that the evaluation writes; 0 is none."""

@@ -6,8 +6,9 @@ runs, so that they can be made again from a ledger without the runs.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
+from muonlab.registry.canonical import sha256_of
 from muonlab.registry.record import RunRecord
 from muonlab.registry.settings import Closed, Name, Seed, WorkloadSettings
 from muonlab.registry.study import Study
@@ -21,6 +22,15 @@ class DeclaredCell(Closed):
     digest: str
 
 
+class KnownRun(Closed):
+    """A result that the ledger holds and the declared grid does not, and in whose name it was made."""
+
+    arm: Name
+    seed: Seed
+    digest: str
+    study: Name | None
+
+
 class Registration(Closed):
     """The declaration as it was hashed before the first result (`experiments/<study>/registration.json`)."""
 
@@ -28,7 +38,19 @@ class Registration(Closed):
     registration: str
     registered_at: str
     commit: str | None
-    declaration: dict[str, object]
+    declaration: dict[str, Any]
+    """`study`: what was declared; `arms` and `settings`: what its names resolved to."""
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the declaration still hashes to the registration, so that neither was edited alone."""
+        arms = {key: value for key, value in self.declaration.items() if key != "study"}
+        return sha256_of({"study": self.declaration.get("study"), "arms": arms}) == self.registration
+
+    @property
+    def challengers(self) -> list[str]:
+        """The challengers as they were registered."""
+        return list(self.declaration.get("study", {}).get("challengers", []))
 
 
 class Snapshot(Closed):
@@ -48,11 +70,47 @@ class Snapshot(Closed):
     findings: list[str]
     """Evidence that contradicts itself: any of them makes the study INVALID."""
     notes: list[str]
+    left_out: list[KnownRun] = []
+    """Results at the declared arms on seeds that the declaration leaves out, in whoever's name they were made."""
+    outside: list[KnownRun] = []
+    """Results of other arms, or variants of arms, on the declared seeds, that started as the baseline did."""
     ledger_sha256: str
     judged_by: str
     """SHA-256 over the code that judges and reports: other code makes the report anew."""
 
     @property
+    def amendments(self) -> list[str]:
+        """Why what is declared now was not declared before the results, in sentences; empty where it was."""
+        found = []
+        held = self.registration.registration if self.registration else None
+        own = {r.registration for r in self.records if r.study == self.study.slug and r.is_result}
+        if held is not None and held != self.current_registration:
+            found.append("the declaration was changed after it was registered")
+        elif other := sorted(str(hash_)[:12] for hash_ in own - {None, self.current_registration}):
+            found.append(
+                f"results were recorded under another declaration ({', '.join(other)}) than the one registered now "
+                f"({self.current_registration[:12]})"
+            )
+        if borrowed := self.borrowed(self.study.challengers):
+            listed = ", ".join(f"{cell.arm}-{cell.seed}" for cell in borrowed)
+            found.append(
+                f"a challenger's results were not made under this declaration but before or beside it: {listed}"
+            )
+        return found
+
+    @property
     def amended(self) -> bool:
-        """Whether the declaration was changed after it was registered."""
-        return self.registration is not None and self.registration.registration != self.current_registration
+        """Whether what is declared now may have been chosen by results: then only the pure e-process decides."""
+        return bool(self.amendments)
+
+    def borrowed(self, arms: list[str]) -> list[DeclaredCell]:
+        """The cells of these arms whose result was made for another study, or for none.
+
+        Sharing the baseline's runs decides nothing; a challenger whose runs were there first may have been picked by
+        them. In whose name a run was made is in its hashed record, so that no clock is asked.
+        """
+        made_for: dict[str, str | None] = {}
+        for record in self.records:
+            if record.is_result:
+                made_for.setdefault(record.cell_digest, record.study)
+        return [c for c in self.cells if c.arm in arms and made_for.get(c.digest, self.study.slug) != self.study.slug]

@@ -56,6 +56,8 @@ class Decision(Closed):
     n_min: Annotated[int, Field(ge=2, le=MOST_PAIRS, strict=True)] = 4
     n_max: Annotated[int, Field(ge=2, le=MOST_PAIRS, strict=True)] = 12
     g: Annotated[float, Field(gt=0)] = 2.0
+    correction: Literal["holm", "dunnett"] = "holm"
+    """How the family's error rate is kept; `dunnett` (blocked by seed) looks once and needs equal variances."""
     max_early_regress: float | str = "2%"
 
     _min_effect = field_validator("min_effect", mode="before")(percent_or_number)
@@ -75,6 +77,11 @@ class Decision(Closed):
         if isinstance(self.plan, FixedPlan) and self.plan.fixed < self.n_min:
             raise ValueError(
                 f"plan fixed: {self.plan.fixed} is under n_min {self.n_min}; no verdict would be possible."
+            )
+        if self.correction == "dunnett" and not isinstance(self.plan, FixedPlan):
+            raise ValueError(
+                "correction is dunnett, but the plan is sequential; Dunnett's test looks once: declare "
+                "plan: {fixed: n}, or correction: holm."
             )
         return self
 
@@ -174,11 +181,14 @@ class Study(Closed):
     def declaration(self) -> dict[str, Any]:
         """All that must not change after the first result.
 
-        The seeds of a sequential plan are left out: adding the next ones is part of that plan.
+        The seeds of a sequential plan are left out: adding the next ones is part of that plan. So is Holm's
+        correction: it is what a declaration without the key has always meant, and keeps the hash it had.
         """
         declared = self.model_dump(mode="json")
         if self.decision is not None and self.decision.plan == "sequential":
             del declared["seeds"]
+        if self.decision is not None and self.decision.correction == "holm":
+            del declared["decision"]["correction"]
         return declared
 
     def registration(self, arms: dict[str, Any]) -> str:

@@ -21,6 +21,7 @@ from muonlab.reporting.wording import (
     count,
     decision_sentence,
     duration,
+    family_text,
     half_width,
     headline,
     limits,
@@ -29,6 +30,7 @@ from muonlab.reporting.wording import (
     moment,
     money,
     next_step,
+    orthogonalizers,
     percent_of,
     plain,
     signed,
@@ -157,8 +159,9 @@ def _warnings(standing: Standing) -> list[str]:
         found.append(
             "This report is partial: the declared grid is not finished, and what it says can change with every run."
         )
-    if standing.snapshot.amended:
-        found.append("The plan was amended after it was registered.")
+    found += [f"Plan amended: {reason}. Only the E-value decides." for reason in standing.snapshot.amendments]
+    if standing.undeclared:
+        found.append(f"Family: {family_text(standing)}.")
     return found
 
 
@@ -301,7 +304,9 @@ def _reasons(standing: Standing) -> tuple[Block, ...]:
         assert c.decision is not None
         d = c.decision
         reasons = list(d.reasons)
-        if d.p_adjusted is not None and d.e_improves is not None:
+        if d.p_adjusted is not None and d.correction == "dunnett":
+            reasons.append(f"Dunnett's test over {count(d.family_size, 'challenger')}: p = {d.p_adjusted:.3g}")
+        elif d.p_adjusted is not None:
             family = f", Holm over {d.family_size} challengers" if d.family_size > 1 else ""
             reasons.append(f"one-sided paired t: p = {d.p_adjusted:.3g}{family}; exact only for one look at a fixed n")
         blocks.append(Bullets(tuple(map(one_line, reasons)), f"{c.arm}: {_verdict(standing, c)}"))
@@ -429,7 +434,8 @@ def _declared(standing: Standing) -> tuple[Block, ...]:
         commit = f" at commit `{registration.commit}`" if registration.commit else ""
         when = f"Registered {moment(registration.registered_at)}{commit}, hash `{registration.registration}`"
         when += (
-            f"; amended since (now `{snapshot.current_registration}`), so that only the E-value decides."
+            f"; plan amended, so that only the E-value decides: {'; '.join(snapshot.amendments)}. The hash of the "
+            f"declaration is now `{snapshot.current_registration}`."
             if snapshot.amended
             else ", not amended since."
         )
@@ -440,7 +446,7 @@ def _declared(standing: Standing) -> tuple[Block, ...]:
         (arm, _plain_value(spec.get("kind", arm)), _plain_value(spec.get("options", spec)))
         for arm, spec in snapshot.optimizers.items()
     ]
-    tables: list[Block] = [Paragraph(when), _pairs(rows, "key", "declared")]
+    tables: list[Block] = [Paragraph(when), *map(Paragraph, orthogonalizers(standing)), _pairs(rows, "key", "declared")]
     if options:
         tables.append(Table((("arm", "arm"), ("kind", "code"), ("options, as resolved", "prose")), tuple(options)))
     settings = snapshot.settings.model_dump(mode="json")

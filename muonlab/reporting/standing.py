@@ -10,9 +10,12 @@ cost in USD, time in seconds.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterable, Sequence
 from typing import Literal
+
+import numpy as np
 
 from muonlab.registry.errors import UsageError
 from muonlab.registry.record import RunRecord
@@ -27,6 +30,7 @@ from muonlab.stats.effect import Estimates, describe, evidence_path
 from muonlab.stats.guardrails import early_regress, identical_curves
 from muonlab.stats.rule import Rule
 from muonlab.stats.sample import PairedSample, Run
+from muonlab.stats.simulate import NoiseRate, false_go_rate
 
 CellState = Literal["completed", "diverged", "failed", "abandoned", "missing"]
 
@@ -123,6 +127,12 @@ class Standing(Closed):
     """What makes the study INVALID."""
     notes: list[str]
     evaluations: list[Evaluation]
+    tried: dict[str, int] = {}
+    """Undeclared arm -> how many variants of it were run on the declared seeds, beside this study."""
+    undeclared: int = 0
+    """Arms beside the challengers that count in the family, because the challengers may have been picked among them."""
+    false_go: NoiseRate | None = None
+    """How often the rule says GO wrongly in null studies with the noise of this one; the stats stage asks for it."""
     total_seconds: float
     total_cost_usd: float
     lost_seconds: float
@@ -151,6 +161,7 @@ def judge(snapshot: Snapshot, evaluations: Sequence[Evaluation]) -> Standing:
         if (record := _outcome(snapshot.records, cell.digest)) is not None
     }
     integrity = [*snapshot.findings, *_evaluation_findings(evaluations, outcomes)]
+    unscored = _unscored(evaluations, outcomes)
     arms = [arm for arm in study.arms if arm != study.baseline]
     samples = {
         arm: _sample(snapshot, arm, by_key, outcomes, [*integrity, *_unlike(study.baseline, arm, outcomes)])
@@ -160,7 +171,10 @@ def judge(snapshot: Snapshot, evaluations: Sequence[Evaluation]) -> Standing:
     pair_costs = {arm: _pair_mean(by_key, study.baseline, arm, "cost_usd") for arm in arms}
     # One price serves the family's advice: the dearest challenger's, so that a plan is never under-priced.
     rule = _rule(snapshot, study.decision, max((pair_costs[a] for a in study.challengers), default=0.0))
-    decisions = dict(zip(study.challengers, decide_family([samples[a] for a in study.challengers], rule), strict=True))
+    tried = _tried(snapshot)
+    undeclared = _undeclared(snapshot, tried)
+    decided = decide_family([samples[a] for a in study.challengers], rule, undeclared=undeclared)
+    decisions = dict(zip(study.challengers, decided, strict=True))
     comparisons = []
     for arm in arms:
         own_rule = rule.model_copy(update={"price_per_pair_usd": pair_costs[arm]})
@@ -195,8 +209,10 @@ def judge(snapshot: Snapshot, evaluations: Sequence[Evaluation]) -> Standing:
         margin=next((c.estimates.margin for c in comparisons if c.estimates.margin is not None), None),
         complete=all(cell.state in ("completed", "diverged") for cell in cells),
         integrity=integrity,
-        notes=[*snapshot.notes, *_notes(snapshot)],
+        notes=[*snapshot.notes, *_notes(snapshot), *unscored],
         evaluations=list(evaluations),
+        tried=tried,
+        undeclared=undeclared,
         total_seconds=math.fsum(r.wall_seconds for r in snapshot.records),
         total_cost_usd=math.fsum(r.cost_usd for r in snapshot.records),
         lost_seconds=math.fsum(r.wall_seconds for r in lost),
@@ -211,6 +227,8 @@ def verdict_json(standing: Standing, decision_sentence: str) -> dict[str, object
         "study": snapshot.study.slug,
         "registration": snapshot.registration.registration if snapshot.registration else None,
         "amended": snapshot.amended,
+        "amendments": snapshot.amendments,
+        "undeclared": standing.undeclared,
         "ledger_sha256": snapshot.ledger_sha256,
         "complete": standing.complete,
         "verdicts": {
@@ -219,6 +237,9 @@ def verdict_json(standing: Standing, decision_sentence: str) -> dict[str, object
                 "reasons": list(c.decision.reasons),
                 "next_pairs": c.decision.next_pairs,
                 "next_cost_usd": c.decision.next_cost_usd,
+                "p_adjusted": c.decision.p_adjusted,
+                "correction": c.decision.correction,
+                "family_size": c.decision.family_size,
             }
             for c in standing.comparisons
             if c.decision is not None
@@ -288,6 +309,7 @@ def _sample(
         for name in (study.baseline, arm)
         if cells[(name, seed)].state in ("missing", "abandoned")
     )
+    missing += _left_out_pairs(snapshot, arm)
     return PairedSample(
         arm=arm,
         baseline=runs(study.baseline),
@@ -297,6 +319,59 @@ def _sample(
         integrity_failures=tuple(dict.fromkeys(integrity)),
         missing_cells=missing,
     )
+
+
+def _left_out_pairs(snapshot: Snapshot, arm: str) -> tuple[str, ...]:
+    """One sentence a pair whose result is known and whose seed the declaration leaves out.
+
+    Known is what was made in this study's name, or anything where the arm's declared runs are borrowed: its seeds may
+    then have been picked. In a sequential plan only the next seeds in order are due; one beyond a gap waits.
+    """
+    study = snapshot.study
+    assert study.decision is not None
+    borrowed = bool(snapshot.borrowed([arm]))
+    theirs = {run.seed for run in snapshot.left_out if run.arm == arm and (borrowed or run.study == study.slug)}
+    pairs = {run.seed for run in snapshot.left_out if run.arm == study.baseline} & theirs
+    due = sorted(pairs)
+    if study.decision.plan == "sequential":
+        following = range(len(study.seeds), study.decision.n_max)
+        due = list(itertools.takewhile(pairs.__contains__, following))
+    return tuple(
+        f"seed {seed}: {study.baseline}-{seed} and {arm}-{seed} have their results and the declaration leaves the seed "
+        "out; put it into seeds, since leaving out a seed whose result is known would bias the test"
+        for seed in due
+    )
+
+
+def _tried(snapshot: Snapshot) -> dict[str, int]:
+    """Undeclared arm -> its variants: the most digests that it has on one seed."""
+    by_arm: dict[str, dict[int, set[str]]] = {}
+    for run in snapshot.outside:
+        by_arm.setdefault(run.arm, {}).setdefault(run.seed, set()).add(run.digest)
+    return {arm: max(map(len, seeds.values())) for arm, seeds in sorted(by_arm.items())}
+
+
+def _undeclared(snapshot: Snapshot, tried: dict[str, int]) -> int:
+    """How many arms beside the challengers the family has: 0 unless the challengers may have been picked by results.
+
+    They may where their runs were there before the declaration, or were registered otherwise than they are now. Every
+    arm that was run on these seeds is then a candidate, and so is a control or reference arm that was not registered as
+    one before its result.
+    """
+    study, registration = snapshot.study, snapshot.registration
+    held = registration if registration is not None and registration.is_whole else None
+    own = {r.registration for r in snapshot.records if r.study == study.slug and r.is_result}
+    replaced = bool(own - {None, held.registration if held else snapshot.current_registration})
+    before = held.challengers if held is not None and not replaced else study.challengers
+    described = [*study.control, *study.reference]
+    if replaced:
+        # What was registered before is lost, and with it which arms were only to be described.
+        late = {c.arm for c in snapshot.cells if c.arm in described and _outcome(snapshot.records, c.digest)}
+    elif snapshot.borrowed(study.challengers) or set(before) != set(study.challengers):
+        late = {cell.arm for cell in snapshot.borrowed(described)} | (set(described) & set(before))
+    else:
+        return 0
+    return sum(tried.values()) + len(late)
 
 
 def _early_regress(snapshot: Snapshot, arm: str, cells: dict[tuple[str, int], CellStanding]) -> float | None:
@@ -351,16 +426,53 @@ def _unlike(baseline: str, arm: str, outcomes: dict[tuple[str, int], RunRecord])
 def _evaluation_findings(evaluations: Sequence[Evaluation], outcomes: dict[tuple[str, int], RunRecord]) -> list[str]:
     """Where the saved weights do not score what the record of their training says."""
     found = []
+    by_digest = {record.cell_digest: record for record in outcomes.values()}
     for line in evaluations:
-        record = outcomes.get((line.arm, line.seed))
-        if record is None or record.val_loss is None or record.cell_digest != line.cell_digest:
+        record = by_digest.get(line.cell_digest)
+        if record is None or record.val_loss is None:
             continue
         if not line.agrees_with(record.val_loss):
             found.append(
-                f"cell {line.arm}-{line.seed}: its weights score {line.val_loss} nats/token, its record says "
+                f"cell {record.arm}-{record.seed}: its weights score {line.val_loss} nats/token, its record says "
                 f"{record.val_loss}; one of the two was edited"
             )
     return found
+
+
+def _unscored(evaluations: Sequence[Evaluation], outcomes: dict[tuple[str, int], RunRecord]) -> list[str]:
+    """Which completed cells have no evaluation of their weights beside the others'; none where nothing was scored."""
+    scored = {line.cell_digest for line in evaluations}
+    lacking = [
+        f"{arm}-{seed}"
+        for (arm, seed), record in outcomes.items()
+        if record.val_loss is not None and record.cell_digest not in scored
+    ]
+    if not scored or not lacking:
+        return []
+    return [f"the weights of {', '.join(lacking)} were not scored again, so that nothing checks the recorded loss"]
+
+
+def with_false_go(standing: Standing) -> Standing:
+    """The standing with the rate at which its rule errs under its own noise: about a second of simulation.
+
+    The challengers are resampled together, on the seeds that all of them have. None where fewer than two pairs are at
+    hand, an arm is INVALID, or Dunnett's test decides between several arms, which is not simulated.
+    """
+    snapshot = standing.snapshot
+    declared = snapshot.study.decision
+    assert declared is not None
+    by_seed = [{pair.seed: pair.difference for pair in c.differences} for c in standing.decided]
+    seeds = [s for s in snapshot.study.seeds if all(s in held for held in by_seed)]
+    judged = all(c.decision is not None and c.decision.verdict is not Verdict.INVALID for c in standing.decided)
+    dunnett = any(c.decision is not None and c.decision.correction == "dunnett" for c in standing.decided)
+    family_size = len(by_seed) + standing.undeclared
+    if len(seeds) < 2 or not judged or (dunnett and family_size > 1):
+        return standing
+    residuals = np.array([[held[seed] for held in by_seed] for seed in seeds])
+    if (residuals == residuals[:1]).all(axis=0).any():
+        return standing
+    rate = false_go_rate(residuals, _rule(snapshot, declared, 0.0), family_size=family_size)
+    return standing.model_copy(update={"false_go": rate})
 
 
 def _rule(snapshot: Snapshot, declared: DeclaredRule, price_per_pair_usd: float) -> Rule:
@@ -375,6 +487,7 @@ def _rule(snapshot: Snapshot, declared: DeclaredRule, price_per_pair_usd: float)
         n_min=declared.n_min,
         n_max=declared.n_max,
         g=declared.g,
+        correction=declared.correction,
         max_early_regress=float(str(declared.max_early_regress).rstrip("%")) / 100,
         diverged_loss=snapshot.settings.diverged_loss,
         amended=snapshot.amended,
@@ -426,8 +539,7 @@ def _seeds_in(
 
 def _notes(snapshot: Snapshot) -> list[str]:
     notes = []
-    if snapshot.amended:
-        notes.append("the declaration was changed after it was registered: plan amended, only the e-process decides")
+    notes += [f"{reason}: plan amended, only the e-process decides" for reason in snapshot.amendments]
     study = snapshot.study
     if study.tuning == "untuned":
         notes.append("the arms' learning rates are untuned")

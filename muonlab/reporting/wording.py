@@ -359,6 +359,73 @@ def _why_incomplete(standing: Standing, members: Sequence[ArmComparison]) -> str
     return f"of the {len(cells)} runs that it needs, {len(lacking)} have no outcome ({', '.join(parts)})"
 
 
+def correction_text(standing: Standing) -> str:
+    """How the error rate of the family is kept, and what that assumes."""
+    decisions = [c.decision for c in standing.decided if c.decision is not None]
+    size = max((d.family_size for d in decisions), default=len(standing.snapshot.study.challengers))
+    declared = standing.snapshot.study.decision
+    assert declared is not None
+    if any(d.correction == "dunnett" for d in decisions):
+        spreads = [c.estimates.sd_diff for c in standing.decided if c.estimates.sd_diff]
+        seen = (
+            f"; here the standard deviations of the differences are between {plain(min(spreads))} and "
+            f"{plain(max(spreads))} nats/token"
+            if len(spreads) > 1
+            else ""
+        )
+        return (
+            f"Correction: Dunnett's test of {count(size, 'challenger')} against one baseline, blocked by seed. It "
+            f"assumes one variance of the noise in all arms, and errs where that is not so{seen}."
+        )
+    replaced = (
+        " (Dunnett's test was declared; an amended plan does not use it)" if declared.correction != "holm" else ""
+    )
+    if size == 1:
+        return f"Correction: none is needed for one challenger{replaced}."
+    return (
+        f"Correction: Holm over {size} challengers, each level at first alpha / {size}; it assumes nothing of the "
+        f"variances of the arms{replaced}."
+    )
+
+
+def family_text(standing: Standing) -> str:
+    """Which arms were run on the declared seeds beside this study, and whether they count in its family."""
+    challengers = standing.snapshot.study.challengers
+    others = [arm if n == 1 else f"{arm} ({n} variants)" for arm, n in standing.tried.items()]
+    beside = sum(standing.tried.values())
+    declares = f"this study declares {len(challengers)} as {'a challenger' if len(challengers) == 1 else 'challengers'}"
+    if standing.undeclared:
+        described = standing.undeclared - beside
+        late = f", and {count(described, 'arm')} declared as control or reference after a result" if described else ""
+        run = f" ({listed(others)}{late})" if others else f" ({late.removeprefix(', and ')})"
+        size = len(challengers) + standing.undeclared
+        return (
+            f"{size} arms were run on these seeds, {declares}, and its challengers may have been picked by their "
+            f"results: the family is taken as {size}{run}"
+        )
+    were = "arm was" if beside == 1 else "arms or variants were"
+    return (
+        f"{beside} other {were} run on these seeds beside this study ({listed(others)}), and {declares}, whose runs "
+        f"were made after they were declared: the family stays {len(challengers)}, but the best of several studies on "
+        "the same seeds still looks better than it is"
+    )
+
+
+def orthogonalizers(standing: Standing) -> list[str]:
+    """How every arm that has an orthogonalizer makes its updates orthogonal; nothing where none has one."""
+    methods = {
+        arm: str(options["orthogonalizer"])
+        for arm, spec in standing.snapshot.optimizers.items()
+        if isinstance(options := spec.get("options"), dict) and options.get("orthogonalizer") is not None
+    }
+    if not methods:
+        return []
+    text = f"Orthogonalizer: {', '.join(f'{arm} {method}' for arm, method in methods.items())}."
+    if len(set(methods.values())) > 1:
+        text += " The arms do not share one, so that a part of a difference may be that of the orthogonalizers."
+    return [text]
+
+
 # What to do next
 
 
@@ -401,7 +468,7 @@ def next_step(standing: Standing) -> str:
         steps.append("Mend what contradicts itself (the reasons are below) before any further run is paid for.")
     lacking = [c for c in standing.cells if c.state not in ("completed", "diverged")]
     if lacking:
-        seconds, usd = _expected(standing, lacking)
+        seconds, usd = expected(standing, [cell.arm for cell in lacking])
         known = f" ({price(standing, usd, seconds)})" if seconds > 0 else ""
         what = (
             f"the {count(len(lacking), 'run')} without an outcome"
@@ -425,6 +492,8 @@ def next_step(standing: Standing) -> str:
         )
         if study.on_archive in [c.arm for c in archived]:
             steps.append(f"The declared next method, {study.on_archive}, is archived here as well.")
+    if "incomplete" in by_kind and not lacking:
+        steps.append(f"Mend first: {_first_reason(by_kind['incomplete'])}.")
     for comparison in by_kind.get("open", []):
         # Seeds that are declared and not yet run come first; there is none to add before.
         add = "" if lacking else " add seeds to the declaration:"
@@ -438,16 +507,16 @@ def next_step(standing: Standing) -> str:
     return " ".join(steps)
 
 
-def _expected(standing: Standing, cells: Sequence[CellStanding]) -> tuple[float, float]:
-    """Seconds and dollars to expect for these cells: the mean of their arm's finished ones, else of all."""
+def expected(standing: Standing, arms: Sequence[str]) -> tuple[float, float]:
+    """Seconds and dollars to expect for one run of each of these: the mean of the arm's finished ones, else of all."""
 
     def finished(arm: str | None) -> list[CellStanding]:
         done = ("completed", "diverged")
         return [c for c in standing.cells if c.state in done and arm in (None, c.arm)]
 
     seconds = usd = 0.0
-    for cell in cells:
-        alike = finished(cell.arm) or finished(None)
+    for name in arms:
+        alike = finished(name) or finished(None)
         if alike:
             seconds += math.fsum(c.wall_seconds for c in alike) / len(alike)
             usd += math.fsum(c.cost_usd for c in alike) / len(alike)
@@ -461,7 +530,7 @@ def status_line(standing: Standing) -> str:
     if registration is None:
         declared = "The declaration was not registered"
     elif snapshot.amended:
-        declared = f"Registered {moment(registration.registered_at)} and amended since: only the E-value decides"
+        declared = f"Registered {moment(registration.registered_at)}, plan amended: only the E-value decides"
     else:
         declared = f"Registered {moment(registration.registered_at)}, not amended"
     spent = duration(standing.total_seconds)
@@ -509,6 +578,16 @@ def limits(standing: Standing) -> list[str]:
             f"Tuning: the learning rates are those of the tuning study {study.tuning}; its grid bounds how well each "
             "arm could do."
         )
+    found.append(correction_text(standing))
+    if standing.false_go is not None:
+        found.append(f"Error rate at hand: {standing.false_go.sentence}.")
+    else:
+        found.append(
+            "Error rate at hand: not simulated. It takes two pairs of every challenger, none of them INVALID, and no "
+            "Dunnett's test of several."
+        )
+    if standing.tried and not standing.undeclared:
+        found.append(f"Other arms: {family_text(standing)}.")
     if len(study.challengers) > 1:
         found.append(
             f"Selection: the better of {len(study.challengers)} challengers on these seeds looks better than it is; "

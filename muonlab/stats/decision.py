@@ -6,18 +6,24 @@
     4. EQUIVALENT: B and C        5. NO_GO: B and not C        6. else INCONCLUSIVE, with the next pairs and
     their price
 
-A, B, C and the family's correction are in `kernel.py`. Results reported by others are capped at INCONCLUSIVE.
+A, B, C and Holm's correction are in `kernel.py`. Results reported by others are capped at INCONCLUSIVE.
+
+Dunnett's correction, where a fixed plan declares it, replaces the paired t and Holm by one two-way layout of all arms:
+A compares the losses as they are, B and C with the challenger's shifted by the margin; an arm is rejected where its
+adjusted p is at most alpha. It needs every arm on the same seeds. An amended plan keeps the e-process, with Holm.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 
 from muonlab.registry.verdict import Verdict
+from muonlab.stats.dunnett import blocked_dunnett
 from muonlab.stats.effect import Estimates, estimate
 from muonlab.stats.evidence import e_from_log, first_attainable_n
-from muonlab.stats.kernel import Cache, Outcome, decide_moments, decides_by_t, is_last_look
+from muonlab.stats.kernel import Cache, Outcome, classify, decide_moments, decides_by_t, is_last_look
 from muonlab.stats.predict import DECISION_CHANCE, decision_chances, next_pairs
 from muonlab.stats.result import Result
 from muonlab.stats.rule import Rule
@@ -48,8 +54,12 @@ class Decision(Result):
     level_below_margin: float
     level_above_minus_margin: float
     family_size: int
+    """Declared challengers, and the undeclared arms that count beside them."""
+    correction: Literal["holm", "dunnett"]
+    """Whose adjustment decided; Dunnett's only where it was declared and the plan was not amended."""
     p_adjusted: float | None
-    """Holm over the family, of the one-sided paired t p-values: exact for one look at a fixed n only."""
+    """One-sided p of A, adjusted over the family: by Holm of the paired t, exact for one look at a fixed n only, or
+    by Dunnett."""
     earliest_go_n: int | None
 
 
@@ -59,39 +69,59 @@ def decide(sample: PairedSample, rule: Rule, *, t_star_cache: Cache | None = Non
 
 
 def decide_family(
-    samples: Sequence[PairedSample], rule: Rule, *, t_star_cache: Cache | None = None
+    samples: Sequence[PairedSample], rule: Rule, *, undeclared: int = 0, t_star_cache: Cache | None = None
 ) -> tuple[Decision, ...]:
     """Decide every challenger of a family, in the order given; control and reference arms don't belong in it.
 
-    t_star_cache: the caller's table of simulated t*, read and extended. Raises ValueError on an empty family,
-    on arms of the same name, and where a run diverged without a diverged_loss in the rule.
+    undeclared: arms outside `samples` that could have been picked in their place and count in the family, never
+    rejected. t_star_cache: the caller's table of simulated t*, read and extended. Raises ValueError on an empty
+    family, on arms of the same name, and where a run diverged without a diverged_loss in the rule.
     """
     names = [sample.arm for sample in samples]
     if not names or len(set(names)) != len(names):
         raise ValueError(f"family: arms {names}; give at least one challenger, each once")
     arms = [_Arm.of(sample, rule) for sample in samples]
+    by_dunnett = rule.correction == "dunnett" and decides_by_t(rule)
+    if by_dunnett:
+        arms = _in_complete_blocks(arms)
+    family_size = len(arms) + undeclared
     n = np.array([arm.pairs.n for arm in arms])
     # An arm without a usable sample stays in the family, and can't be rejected.
     moments = np.array([arm.pairs.moments if arm.usable else (np.nan, np.nan) for arm in arms])
+    margin = np.array([arm.pairs.margin for arm in arms])
+    unstable = np.array([arm.more_divergences for arm in arms]) & is_last_look(n, rule)
+    blocked = np.array([bool(arm.broken) for arm in arms])
     outcome = decide_moments(
         n,
         moments[:, 0],
         moments[:, 1],
-        np.array([arm.pairs.margin for arm in arms]),
+        margin,
         rule,
-        family_size=len(arms),
-        unstable=np.array([arm.more_divergences for arm in arms]) & is_last_look(n, rule),
-        blocked=np.array([bool(arm.broken) for arm in arms]),
+        family_size=family_size,
+        unstable=unstable,
+        blocked=blocked,
         cache=t_star_cache,
     )
-    adjusted = holm([arm.estimates.p_one_sided if arm.usable else None for arm in arms])
+    tests = [_tests_of(outcome, i) for i in range(len(arms))]
+    verdicts = outcome.verdict
+    # Undeclared arms count in the family as ones that are never rejected.
+    p = [arm.estimates.p_one_sided if arm.usable else None for arm in arms]
+    adjusted = holm([*p, *[None] * undeclared])
+    # Blocks are complete, so that one arm's pairs are every arm's.
+    if by_dunnett and arms[0].usable and arms[0].pairs.n > 1:
+        tests = _dunnett_tests(arms, tests, rule, family_size)
+        adjusted = [arm_tests[0].p for arm_tests in tests]
+        a, b, c = (np.array([arm_tests[i].rejected for arm_tests in tests]) for i in range(3))
+        verdicts = classify((a, b, c), moments[:, 0], margin, unstable=unstable, blocked=blocked)
     return tuple(
         _conclude(
             arm,
-            _tests_of(outcome, i),
-            Verdict(str(outcome.verdict[i])),
+            tests[i],
+            Verdict(str(verdicts[i])),
             adjusted[i],
-            len(arms),
+            family_size,
+            undeclared,
+            "dunnett" if by_dunnett else "holm",
             rule,
             t_star_cache,
         )
@@ -142,6 +172,13 @@ class _Arm:
     def usable(self) -> bool:
         return not (self.pairs.invalid or self.pairs.incomplete)
 
+    def unusable(self, *, invalid: str | None = None, incomplete: str | None = None) -> "_Arm":
+        """The same arm with one more reason against it, unless it has its own."""
+        if not self.usable:
+            return self
+        added = {"invalid": (invalid,)} if invalid else {"incomplete": (incomplete,)}
+        return replace(self, pairs=replace(self.pairs, **added))
+
     @property
     def more_divergences(self) -> bool:
         return self.estimates.challenger_diverged > self.estimates.baseline_diverged
@@ -156,10 +193,15 @@ class _Test:
     t: float
     rejected: bool
     level: float
+    p: float | None = None
+    """Dunnett's adjusted p, where it decides."""
 
     def sentence(self, rule: Rule) -> str:
         """What is established, or only that it is not."""
         verb = "established" if self.rejected else "not established"
+        if self.p is not None:
+            compared = "<=" if self.p <= self.level else ">"
+            return f"{self.claim}: {verb} (t = {self.t:.3f}, Dunnett's p = {self.p:.4g} {compared} {self.level:.4g})"
         if decides_by_t(rule):
             return f"{self.claim}: {verb} (t = {self.t:.3f}, one-sided level {self.level:.4g})"
         limit = 1 / self.level
@@ -188,6 +230,41 @@ def _tests_of(outcome: Outcome, i: int) -> Tests:
     return a, b, c
 
 
+def _in_complete_blocks(arms: list[_Arm]) -> list[_Arm]:
+    """The arms, none of them usable where Dunnett's two-way layout would have a hole."""
+    needs = "Dunnett's test, declared here, pools the spread of all arms"
+    invalid = [arm.sample.arm for arm in arms if arm.pairs.invalid]
+    waiting = [arm.sample.arm for arm in arms if not arm.usable and not arm.pairs.invalid]
+    seeds = {arm.pairs.seeds for arm in arms}
+    baselines = {arm.pairs.baseline.tobytes() for arm in arms}
+    if invalid:
+        return [arm.unusable(invalid=f"{needs}, and {', '.join(invalid)} is INVALID") for arm in arms]
+    if waiting:
+        return [arm.unusable(incomplete=f"{needs}, and {', '.join(waiting)} is INCOMPLETE") for arm in arms]
+    if len(seeds) > 1 or len(baselines) > 1:
+        held = "; ".join(f"{arm.sample.arm}: {', '.join(map(str, arm.pairs.seeds))}" for arm in arms)
+        return [arm.unusable(invalid=f"{needs} on the same seeds, and the arms' seeds differ ({held})") for arm in arms]
+    return arms
+
+
+def _dunnett_tests(arms: list[_Arm], tests: list[Tests], rule: Rule, family_size: int) -> list[Tests]:
+    """A, B and C of every arm by Dunnett's adjusted p, at the family's own alpha; E stays as it is, for information."""
+    baseline = arms[0].pairs.baseline
+    losses = np.stack([arm.pairs.challenger for arm in arms])
+    margin = np.array([[arm.pairs.margin] for arm in arms])
+    compared = [
+        blocked_dunnett(ours, theirs, family_size=family_size)
+        for ours, theirs in ((baseline, losses), (-baseline, -losses - margin), (baseline, losses - margin))
+    ]
+
+    def adjusted(test: _Test, which: int, arm: int) -> _Test:
+        p = compared[which].p_adjusted[arm]
+        may = arms[arm].pairs.n >= rule.n_min
+        return replace(test, t=compared[which].t[arm], p=p, level=rule.alpha, rejected=may and p <= rule.alpha)
+
+    return [(adjusted(a, 0, i), adjusted(b, 1, i), adjusted(c, 2, i)) for i, (a, b, c) in enumerate(tests)]
+
+
 def _broken_guardrails(e: Estimates, rule: Rule) -> tuple[str, ...]:
     broken = []
     if e.challenger_diverged:
@@ -206,6 +283,8 @@ def _conclude(
     tested: Verdict,
     p_adjusted: float | None,
     family_size: int,
+    undeclared: int,
+    correction: Literal["holm", "dunnett"],
     rule: Rule,
     cache: Cache | None,
 ) -> Decision:
@@ -233,6 +312,7 @@ def _conclude(
                 "reported by others: the pairing check was skipped and the verdict is capped at "
                 f"INCONCLUSIVE (uncapped: {tested})"
             )
+        reasons += _family_sentences(family_size, undeclared, correction, rule)
     advice = _advise(arm, tested, tests, first_go, rule, cache) if verdict is Verdict.INCONCLUSIVE else _NO_ADVICE
     reasons += advice.sentences
     if arm.estimates.early_regress is None:
@@ -257,6 +337,7 @@ def _conclude(
         level_below_margin=tests[1].level,
         level_above_minus_margin=tests[2].level,
         family_size=family_size,
+        correction=correction,
         p_adjusted=p_adjusted,
         earliest_go_n=first_go,
         undefined=undefined,
@@ -275,6 +356,27 @@ def _effect_sentence(e: Estimates, rule: Rule) -> str:
     interval = "no interval" if e.ci95 is None else f"95% interval [{e.ci95[0]:+.4g}, {e.ci95[1]:+.4g}]"
     unit = f" ({rule.min_effect:g}% of the baseline's mean)" if rule.min_effect_unit == "percent" else ""
     return f"{size}, {interval}, n = {e.n}, smallest effect worth having {e.margin:.4g}{unit}"
+
+
+def _family_sentences(family_size: int, undeclared: int, correction: str, rule: Rule) -> list[str]:
+    said = []
+    if undeclared:
+        more = (
+            "1 arm that is not declared as a challenger"
+            if undeclared == 1
+            else f"{undeclared} arms that are not declared as challengers"
+        )
+        said.append(
+            f"the family is taken as {family_size}: {more} could have been picked on these seeds, so that the level is "
+            f"that of {family_size} challengers"
+        )
+    if correction == "dunnett":
+        said.append("corrected by Dunnett's test, blocked by seed, which assumes that the noise of all arms is equal")
+    elif rule.correction == "dunnett":
+        said.append(
+            "the plan was amended: Dunnett's test, declared for one look, is replaced by the e-process and Holm"
+        )
+    return said
 
 
 def _verdict_sentences(verdict: Verdict, tests: Tests, arm: _Arm, rule: Rule) -> list[str]:

@@ -30,9 +30,10 @@ class Dunnett(Result):
     p_adjusted: tuple[float, ...]
 
 
-def blocked_dunnett(baseline: ArrayLike, challengers: ArrayLike) -> Dunnett:
+def blocked_dunnett(baseline: ArrayLike, challengers: ArrayLike, *, family_size: int | None = None) -> Dunnett:
     """Compare K challengers [K, n] with the baseline [n] over the same n seeds; losses in nats/token.
 
+    family_size: over how many challengers the maximum is taken, where some of the family are not given (K by default).
     Raises ValueError on fewer than two seeds, arms on other seeds, or a layout without residual variance.
     """
     base, chal = np.asarray(baseline, dtype=np.float64), np.atleast_2d(np.asarray(challengers, dtype=np.float64))
@@ -49,7 +50,8 @@ def blocked_dunnett(baseline: ArrayLike, challengers: ArrayLike) -> Dunnett:
     if mean_square <= 0:
         raise ValueError("dunnett: no residual variance (s = 0), which training noise never has; check the arms")
     t = (base.mean() - chal.mean(axis=1)) / np.sqrt(2 * mean_square / n)
-    return Dunnett(df=df, t=tuple(float(x) for x in t), p_adjusted=tuple(dunnett_p(float(x), k, df) for x in t))
+    p = (dunnett_p(float(x), family_size or k, df) for x in t)
+    return Dunnett(df=df, t=tuple(float(x) for x in t), p_adjusted=tuple(p))
 
 
 def dunnett_p(t: float, k: int, df: int) -> float:

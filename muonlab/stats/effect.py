@@ -225,14 +225,20 @@ def power(n: int, d_z: float, alpha: float) -> float:
     noncentrality, critical = np.sqrt(n) * d_z, stdtrit(n - 1, 1 - alpha)
     if noncentrality > 1e4 * critical:
         return 1.0  # to 1e-8 at worst (n = 2); much further out the library's CDF is nan
-    return float(1 - nctdtr(n - 1, noncentrality, critical))
+    below = float(nctdtr(n - 1, noncentrality, critical))
+    # The library's CDF is nan now and then where it is under 1e-20, e.g. at n = 625, d_z = 1.5.
+    return 1.0 if np.isnan(below) else 1 - below
 
 
 def required_n(d_z: float, alpha: float) -> int | None:
     """Smallest number of pairs with 80 % power at d_z, by search; None if d_z <= 0 or beyond 10,000 pairs."""
-    if d_z <= 0 or power(N_SEARCH, d_z, alpha) < POWER:
+    if d_z <= 0:
         return None
-    low, high = 1, N_SEARCH  # power rises with n: bisection keeps power(low) < POWER <= power(high)
+    low, high = 1, 2  # power rises with n: power(low) < POWER <= power(high)
+    while power(high, d_z, alpha) < POWER:
+        if high == N_SEARCH:
+            return None
+        low, high = high, min(2 * high, N_SEARCH)
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (low, middle) if power(middle, d_z, alpha) >= POWER else (middle, high)

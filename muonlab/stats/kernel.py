@@ -7,19 +7,21 @@
     family of K: each of A, B, C at alpha/K, then alpha/(K - r) once r arms are rejected (Holm)
 
 Shape letters: `...` = studies, looks or draws; K = challengers of the family, always the last axis.
-`decide` and the calibration suite both call these functions: what is calibrated is what decides.
+`decide` and the calibration suite both call these functions: what is calibrated is what decides. E rises with t, so
+E >= 1/level is tested as t >= `critical_t`: the same rejections, without a CDF for every study.
 Assumes independent, normal differences. Sources: `evidence.py`; Holm (1979), Scandinavian Journal of
 Statistics 6.
 """
 
 from collections.abc import MutableMapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from muonlab.registry.verdict import Verdict
-from muonlab.stats.evidence import Floats, log_e_value
+from muonlab.stats.evidence import Floats, critical_t, log_e_value
 from muonlab.stats.rule import Rule
 from muonlab.stats.threshold import t_star
 
@@ -29,10 +31,22 @@ Cache = MutableMapping[str, float]
 
 @dataclass(frozen=True)
 class Evidence:
-    """log E and paired t [..., K] of one of the three tests."""
+    """One of the three tests of n pairs with this (shifted) mean and sum of squared deviations [..., K]."""
 
-    log_e: Floats
-    t: Floats
+    n: ArrayLike
+    mean: Floats
+    ss: ArrayLike
+    g: float
+
+    @cached_property
+    def t(self) -> Floats:
+        """Paired t; nan where it is undefined."""
+        return paired_t(self.n, self.mean, self.ss)
+
+    @cached_property
+    def log_e(self) -> Floats:
+        """log E."""
+        return log_e_value(self.n, self.mean, self.ss, self.g)
 
 
 @dataclass(frozen=True)
@@ -60,7 +74,7 @@ def gather(
     evidence."""
     mean, margin = np.asarray(mean, dtype=np.float64), np.asarray(margin, dtype=np.float64)
     shifted = (mean, margin - mean, mean + margin)
-    a, b, c = (Evidence(log_e=log_e_value(n, m, ss, g), t=paired_t(n, m, ss)) for m in shifted)
+    a, b, c = (Evidence(n=n, mean=m, ss=ss, g=g) for m in shifted)
     return a, b, c
 
 
@@ -87,12 +101,19 @@ def rejects(evidence: Evidence, n: ArrayLike, level: float, rule: Rule, cache: C
 
         t_limit = np.asarray(stdtrit(np.maximum(n - 1, 1), 1 - level))
         return np.asarray(may_look & is_last_look(n, rule) & (evidence.t >= t_limit))
-    rejected = may_look & (evidence.log_e >= -np.log(level))
+    rejected = may_look & (evidence.t >= _e_limits(n, level, rule.g))
     last = may_look & is_last_look(n, rule)
     if not rule.amended and last.any():
         limit = t_star(rule.n_max, level, n_min=rule.n_min, g=rule.g, cache=cache)
         rejected = rejected | (last & (evidence.t >= limit))
     return np.asarray(rejected)
+
+
+def _e_limits(n: NDArray[np.int_], level: float, g: float) -> Floats:
+    """The t from which E >= 1/level, for each of n; infinity where E cannot get there."""
+    counts, where = np.unique(n, return_inverse=True)
+    limits = [critical_t(int(count), level, g) for count in counts]
+    return np.array([np.inf if limit is None else limit for limit in limits])[where].reshape(n.shape)
 
 
 def step_down(

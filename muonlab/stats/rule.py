@@ -27,6 +27,8 @@ class Rule(BaseModel):
     n_min: Annotated[int, Field(ge=2, le=N_LIMIT)] = 4
     n_max: Annotated[int, Field(ge=2, le=N_LIMIT)] = 12
     g: PositiveFloat = 2.0
+    correction: Literal["holm", "dunnett"] = "holm"
+    """How the family's error rate is kept; Dunnett's test, blocked by seed, needs equal variances and one look."""
     max_early_regress: NonNegativeFloat = 0.02
     """Largest early regress that a GO allows, as a fraction of the baseline's loss."""
     diverged_loss: PositiveFloat | None = None
@@ -50,6 +52,11 @@ class Rule(BaseModel):
             raise ValueError(
                 f"decision: the fixed plan has {self.fixed_n} pairs and n_min is {self.n_min}; no verdict "
                 f"would be possible: declare at least {self.n_min} pairs"
+            )
+        if self.correction == "dunnett" and self.plan != "fixed":
+            raise ValueError(
+                "decision: correction is dunnett and plan is sequential; Dunnett's test looks once: declare a fixed "
+                "plan, or correction holm"
             )
         return self
 

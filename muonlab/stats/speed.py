@@ -13,6 +13,8 @@ Assumes that seed i gave both arms the same initial weights and data order, and 
 Sources: Student (1908) doi:10.2307/2331554; Mann and Whitney (1947) doi:10.1214/aoms/1177730491.
 """
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import ArrayLike
 
@@ -111,27 +113,10 @@ def speed_to_target(
         )
     undefined: dict[str, str] = {}
     grid = _grid_saved(steps, base, chal, target, undefined)
-    t_based = ("geometric_mean_ratio", "ratio_ci95", "steps_saved_pct", "p_one_sided", "p_two_sided")
-    ratio = interval = saved = one = two = None
-    censored = baseline_never + challenger_never > 0
-    if censored:
-        never = f"{baseline_never} baseline and {challenger_never} challenger runs never arrive"
-        reason = f"{never}: see the median and the sign test"
-        undefined.update(dict.fromkeys(t_based, reason))
-    else:
-        ratio = float(np.exp(r.mean()))
-        saved = 100 * (1 - 1 / ratio)
-        if r.size >= 2 and r.std() > 0:
-            low, high = t_interval(r)
-            interval = (float(np.exp(low)), float(np.exp(high)))
-            one, two = t_p_values(float(paired_t(r.size, *moments(r))), r.size)
-        else:
-            reason = "one pair has no spread" if r.size == 1 else "every ratio is the same"
-            undefined.update(dict.fromkeys(("ratio_ci95", "p_one_sided", "p_two_sided"), reason))
-    middle = float(np.median(r))
-    if not np.isfinite(middle):
-        undefined["median_ratio"] = "at least half of the pairs are censored on one side"
-    sign_one, sign_two = sign_test_p(r, undefined)
+    ratios = ratio_summary(r, int(baseline_never), int(challenger_never), undefined)
+    ratio = ratios["geometric_mean_ratio"]
+    if ratio is None:
+        undefined["steps_saved_pct"] = undefined["geometric_mean_ratio"]
     if target is None:
         undefined["target"] = "no single target: nine levels of each pair"
     return Speed(
@@ -139,17 +124,40 @@ def speed_to_target(
         target=target,
         baseline_never=int(baseline_never),
         challenger_never=int(challenger_never),
-        geometric_mean_ratio=ratio,
-        ratio_ci95=interval,
-        steps_saved_pct=saved,
-        p_one_sided=one,
-        p_two_sided=two,
-        median_ratio=float(np.exp(middle)) if np.isfinite(middle) else None,
-        sign_p_one_sided=sign_one,
-        sign_p_two_sided=sign_two,
+        steps_saved_pct=None if ratio is None else 100 * (1 - 1 / ratio),
         grid_saved_pct=grid,
         undefined=undefined,
+        **ratios,
     )
+
+
+def ratio_summary(r: Floats, baseline_never: int, challenger_never: int, undefined: dict[str, str]) -> dict[str, Any]:
+    """Fields of a ratio of what two arms need, from the log ratios r [n] of pairs, +-infinity where one is censored.
+
+    Geometric mean, its interval and paired t where every run arrives; median and sign test in any case. The reasons of
+    those that are None are added to `undefined`.
+    """
+    t_based = ("geometric_mean_ratio", "ratio_ci95", "p_one_sided", "p_two_sided")
+    values: dict[str, Any] = dict.fromkeys(t_based)
+    if baseline_never + challenger_never > 0:
+        never = f"{baseline_never} baseline and {challenger_never} challenger runs never arrive"
+        undefined.update(dict.fromkeys(t_based, f"{never}: see the median and the sign test"))
+    else:
+        values["geometric_mean_ratio"] = float(np.exp(r.mean()))
+        if r.size >= 2 and r.std() > 0:
+            low, high = t_interval(r)
+            values["ratio_ci95"] = (float(np.exp(low)), float(np.exp(high)))
+            p_values = t_p_values(float(paired_t(r.size, *moments(r))), r.size)
+            values["p_one_sided"], values["p_two_sided"] = p_values
+        else:
+            reason = "one pair has no spread" if r.size == 1 else "every ratio is the same"
+            undefined.update(dict.fromkeys(t_based[1:], reason))
+    middle = float(np.median(r))
+    values["median_ratio"] = float(np.exp(middle)) if np.isfinite(middle) else None
+    if not np.isfinite(middle):
+        undefined["median_ratio"] = "at least half of the pairs are censored on one side"
+    values["sign_p_one_sided"], values["sign_p_two_sided"] = sign_test_p(r, undefined)
+    return values
 
 
 def sign_test_p(r: Floats, undefined: dict[str, str]) -> tuple[float | None, float | None]:

@@ -56,7 +56,7 @@ def t_star(n_max: int, level: float, *, n_min: int, g: float, cache: MutableMapp
     """The t at which the last planned pair of a sequential plan rejects at `level` (one-sided).
 
     Taken from the shipped table, else from `cache` (the caller's, kept between processes; filled here), else
-    simulated once in this process.
+    simulated once in this process. A cached value that no t* can have is simulated again.
     """
     # Below this n no look can reject, so that an earlier n_min changes nothing.
     n_first = min(max(n_min, first_attainable_n(level, g)), n_max)
@@ -65,9 +65,17 @@ def t_star(n_max: int, level: float, *, n_min: int, g: float, cache: MutableMapp
     if shipped and (n_max, round(family)) in T_STAR:
         return T_STAR[n_max, round(family)]
     key = f"t_star n_max={n_max} level={level:.10g} n_first={n_first} g={g:.10g} paths={N_PATHS}"
-    if cache is not None and key in cache:
+    if cache is not None and key in cache and _is_plausible(cache[key], n_max, level, g):
         return cache[key]
     value = _simulated_once(n_max, level, n_first, g)
     if cache is not None:
         cache[key] = value
     return value
+
+
+def _is_plausible(value: float, n_max: int, level: float, g: float) -> bool:
+    """Whether a t* lies where every t* does: not under the t of a single look, not over the t at which E rejects."""
+    from scipy.special import stdtrit
+
+    highest = critical_t(n_max, level, g)
+    return bool(stdtrit(n_max - 1, 1 - level) <= value <= (np.inf if highest is None else highest))

@@ -63,6 +63,7 @@ def evaluate(
         vocab_size=settings.data.vocab_size,
         sequence_length=settings.data.sequence_length,
         seed=0,
+        weights=settings.weights,
     )
     models.load_weights(model, weights.read_bytes(), str(weights))
     found = models.weights_sha256(model)

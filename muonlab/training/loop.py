@@ -5,9 +5,9 @@
               = 1                                                        then, constant
               = f + (1 - f) * (1 + cos(pi * (t - W) / (T - 1 - W))) / 2  or cosine: 1 at t = W, f at t = T - 1
 
-for every parameter group alike. Everything that a step depends on is a function of (cell, step) or is in the
-checkpoint, so a run that was killed and resumed has the same weights, optimizer state and curve (its
-`seconds` apart) as one that was not.
+for every parameter group alike, but for one that says `warmup: False`: its factor is 1 for t < W. Everything
+that a step depends on is a function of (cell, step) or is in the checkpoint, so a run that was killed and
+resumed has the same weights, optimizer state and curve (its `seconds` apart) as one that was not.
 
 A run has diverged when a training or validation loss is not finite, when the optimizer meets a gradient or
 momentum that is not, or when the validation loss is above `EXPLODED` times the lowest so far at
@@ -22,7 +22,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import torch
 from torch import nn
@@ -42,7 +42,8 @@ if TYPE_CHECKING:
 CurveRow = dict[str, float | None]
 
 CURVE_COLUMNS = ("step", "tokens", "seconds", "train_loss", "val_loss", "lr", "grad_norm", "update_rms")
-"""Columns of every curve, in order; the optimizer's diagnostics follow, each with `DIAGNOSTIC_PREFIX`."""
+"""Columns of every curve, in order; `hessian_top`, `hessian_residual` and the optimizer's diagnostics (these with
+`DIAGNOSTIC_PREFIX`) follow. A row has `val_loss` where there was an evaluation, else only measures of its step."""
 DIAGNOSTIC_PREFIX = "opt_"
 
 EXPLODED, EXPLODED_EVALUATIONS = 1.5, 2
@@ -145,6 +146,23 @@ def train(
     )
 
 
+class _Due(NamedTuple):
+    """What a step is to tell beside its training loss."""
+
+    point: bool
+    """An evaluation, hence a point of the curve."""
+    hessian: bool
+    measures: bool
+    """Gradient, update and the optimizer's diagnostics; with every point and every eigenvalue too."""
+
+    @classmethod
+    def at(cls, step: int, settings: WorkloadSettings) -> _Due:
+        point = step % settings.eval_every == 0 or step == settings.steps
+        hessian = step in settings.hessian_steps
+        diagnosis = settings.diagnose_every > 0 and step % settings.diagnose_every == 0
+        return cls(point, hessian, point or hessian or diagnosis)
+
+
 class _Run:
     """The mutable state of one training."""
 
@@ -166,6 +184,7 @@ class _Run:
             vocab_size=settings.data.vocab_size,
             sequence_length=settings.data.sequence_length,
             seed=cell.seed,
+            weights=settings.weights,
         )
         self.init_sha256 = models.weights_sha256(self.model)
         self.optimizer = build_optimizer(cell, self.model)
@@ -195,12 +214,14 @@ class _Run:
         told_at, told_step = time.monotonic(), self.step
         while self.step < steps:
             at_step = self.step + 1
-            point_due = at_step % self.settings.eval_every == 0 or at_step == steps
-            loss, measures = self._one_step(measure=point_due)
+            due = _Due.at(at_step, self.settings)
+            loss, measures = self._one_step(due)
             self.step = at_step
             self.losses_since_point.append(loss)
-            if point_due:
+            if due.point:
                 self._add_point(measures)
+            elif due.measures:
+                self._add_row(measures)
             if at_step % self.settings.checkpoint_every == 0 or at_step == steps:
                 self._save()
             if (now := time.monotonic()) - told_at >= 1 or at_step == steps:
@@ -212,51 +233,64 @@ class _Run:
             raise _Diverged(f"the loss on the whole validation split is {loss}")
         return loss
 
-    def _one_step(self, *, measure: bool) -> tuple[float, CurveRow]:
-        """One optimizer step: its training loss and, when asked to measure, what a curve point says of it."""
+    def _one_step(self, due: _Due) -> tuple[float, CurveRow]:
+        """One optimizer step: its training loss and, where that is due, what a row of the curve says of it."""
         tokens = torch.from_numpy(self.data.blocks("training", self.order.step(self.step)))
+        measures: CurveRow = self._curvature(tokens) if due.hessian else {}
         loss = models.token_losses(self.model, tokens).mean()
         if not math.isfinite(loss.item()):
             raise _Diverged(f"the training loss is {loss.item()}")
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         parameters = list(self.model.parameters())
-        measures: CurveRow = {}
-        if measure or self.settings.clip_norm is not None:
+        if due.measures or self.settings.clip_norm is not None:
             grad_norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
             measures["grad_norm"] = grad_norm.item()
-            if self.settings.clip_norm is not None:
-                if not math.isfinite(grad_norm.item()):
-                    raise _Diverged(f"the gradient's norm is {grad_norm.item()}")
+            # What a non-finite gradient leads to is the optimizer's policy; clipping by it would hide whose it is.
+            if self.settings.clip_norm is not None and math.isfinite(grad_norm.item()):
                 nn.utils.clip_grads_with_norm_(parameters, self.settings.clip_norm, grad_norm)
-        factor = lr_factor(self.step, self.settings)
         for group in self.optimizer.param_groups:
-            group["lr"] = factor * group["initial_lr"]
-        before = [p.detach().clone() for p in parameters] if measure else []
+            group["lr"] = lr_factor(self.step, self.settings, warmup=group["warmup"]) * group["initial_lr"]
+        before = [p.detach().clone() for p in parameters] if due.measures else []
         self.optimizer.step()
-        if measure:
+        if due.measures:
             measures["lr"] = self.optimizer.param_groups[0]["lr"]
             measures["update_rms"] = _rms_change(before, parameters)
             found = self.optimizer.diagnostics()  # type: ignore[attr-defined]
             measures |= {f"{DIAGNOSTIC_PREFIX}{name}": value for name, value in found.items()}
         return loss.item(), measures
 
-    def _add_point(self, measures: CurveRow) -> None:
-        losses = self.losses_since_point
-        val_loss = validation_loss(self.model, self.data, self.subset)
+    def _curvature(self, tokens: torch.Tensor) -> CurveRow:
+        """The top eigenvalue of the Hessian of the batch's loss at the present weights, and how well it is known."""
+        from optim.core.curvature import top_hessian_eigenvalue
+
+        def batch_loss() -> torch.Tensor:
+            return models.token_losses(self.model, tokens).mean()
+
+        try:
+            value, residual = top_hessian_eigenvalue(batch_loss, self.model.parameters(), seed=self.cell.seed)
+        except optim.NonFiniteError:  # of the second derivative: no reason to end a run whose first is finite
+            value = residual = math.nan
+        return {"hessian_top": value, "hessian_residual": residual}
+
+    def _add_row(self, measures: CurveRow) -> None:
+        """A row between two evaluations: it has no `val_loss`, where an evaluation's is a number, finite or not."""
         row: CurveRow = {
-            **dict.fromkeys(CURVE_COLUMNS),
             **measures,
             "step": self.step,
             "tokens": self.step * self.tokens_per_step,
             "seconds": time.monotonic() - self.began,
-            "train_loss": math.fsum(losses) / len(losses) if losses else None,
-            "val_loss": val_loss,
         }
-        self.losses_since_point = []
         self.curve.append(row)
         self.on_point(row)
-        if why := why_diverged([point["val_loss"] for point in self.curve]):
+
+    def _add_point(self, measures: CurveRow) -> None:
+        losses = self.losses_since_point
+        val_loss = validation_loss(self.model, self.data, self.subset)
+        train_loss = math.fsum(losses) / len(losses) if losses else None
+        self.losses_since_point = []
+        self._add_row({**measures, "train_loss": train_loss, "val_loss": val_loss})
+        if why := why_diverged([row["val_loss"] for row in self.curve if "val_loss" in row]):
             raise _Diverged(why)
 
     def _save(self) -> None:
@@ -279,14 +313,14 @@ def build_optimizer(cell: Cell, model: Model) -> torch.optim.Optimizer:
     return optim.build(cell.optimizer.kind, model, seed=cell.seed, **options)
 
 
-def lr_factor(step: int, settings: WorkloadSettings) -> float:
-    """The factor on every group's learning rate at `step`, counted from 0; see the module's formula."""
-    warmup, last = settings.warmup_steps, settings.steps - 1
-    if step < warmup:
-        return (step + 1) / warmup
+def lr_factor(step: int, settings: WorkloadSettings, *, warmup: bool = True) -> float:
+    """The factor on a group's learning rate at `step`, counted from 0; see the module's formula."""
+    warmup_steps, last = settings.warmup_steps, settings.steps - 1
+    if step < warmup_steps:
+        return (step + 1) / warmup_steps if warmup else 1.0
     if settings.schedule == "constant":
         return 1.0
-    share_done = (step - warmup) / max(1, last - warmup)
+    share_done = (step - warmup_steps) / max(1, last - warmup_steps)
     floor = settings.final_lr_fraction
     return floor + (1 - floor) * (1 + math.cos(math.pi * share_done)) / 2
 

@@ -32,8 +32,10 @@ Model = GraniteMoeHybridForCausalLM
 _LAYER_TYPES = {"mamba": "linear_attention", "attention": "full_attention"}
 
 
-def build(settings: ModelSettings, *, vocab_size: int, sequence_length: int, seed: int) -> Model:
-    """Build the model on the CPU, fp32, with the weights of `seed`."""
+def build(
+    settings: ModelSettings, *, vocab_size: int, sequence_length: int, seed: int, weights: str = "float32"
+) -> Model:
+    """Build the model on the CPU with the weights of `seed`: drawn in float32, then rounded to the dtype `weights`."""
     # Else every run says that Mamba's CUDA kernels are missing; what it falls back on computes the same.
     transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     config = GraniteMoeHybridConfig(
@@ -62,7 +64,7 @@ def build(settings: ModelSettings, *, vocab_size: int, sequence_length: int, see
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return GraniteMoeHybridForCausalLM(config)
+        return GraniteMoeHybridForCausalLM(config).to(getattr(torch, weights))
 
 
 def token_losses(model: Model, tokens: torch.Tensor) -> torch.Tensor:
@@ -74,7 +76,8 @@ def token_losses(model: Model, tokens: torch.Tensor) -> torch.Tensor:
     hidden = model.model(input_ids=tokens[:, :-1], use_cache=False).last_hidden_state
     logits = functional.linear(hidden, model.lm_head.weight)
     targets = tokens[:, 1:]
-    losses = functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none")
+    # A narrow model's logits are narrow; their log-sum-exp is not to be.
+    losses = functional.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction="none")
     return losses.view(targets.shape)
 
 
@@ -88,7 +91,7 @@ def weights_sha256(model: Model) -> str:
     digest = hashlib.sha256()
     for name, weight in sorted(weights_of(model).items()):
         digest.update(f"{name} {tuple(weight.shape)} {weight.dtype}\n".encode())
-        digest.update(weight.contiguous().numpy().tobytes())
+        digest.update(weight.contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
 
@@ -102,9 +105,10 @@ def load_weights(model: Model, content: bytes, where: str) -> None:
         found = load(content)
     except SafetensorError as error:
         raise IntegrityError(f"{where}: not a whole safetensors file ({error}).") from None
-    if {name: weight.shape for name, weight in found.items()} != {name: w.shape for name, w in own.items()}:
+    kinds = [{name: (w.shape, w.dtype) for name, w in weights.items()} for weights in (found, own)]
+    if kinds[0] != kinds[1]:
         raise IntegrityError(
-            f"{where}: the weights are those of another model (names or shapes of the parameters differ)."
+            f"{where}: the weights are those of another model (names, shapes or dtypes of the parameters differ)."
         )
     with torch.no_grad():
         for name, weight in own.items():

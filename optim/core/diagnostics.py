@@ -1,51 +1,98 @@
-"""What one step did to the matrices: the evidence for why an optimizer works or fails.
+"""What one step did: the evidence for why an optimizer works or fails.
 
+    of every parameter
     grad_norm                     ||g||_F
+    momentum_rms                  rms of M (of AdamW: of its first moment)
     update_rms                    rms of the change of the (master) weights, lr and weight decay included
-    momentum_rms                  rms of M
+
+    of every matrix that is orthogonalised
+    noise_fired_share             share of the steps since the last diagnosis in which it got noise
+
+    of a sample of them
     effective_rank_share_before   effective rank / k of what Muon would orthogonalise: M, or g + mu*M
     effective_rank_share_after    effective rank / k of what was orthogonalised
     numerical_rank_share          numerical rank / k of the same
-    turn                          1 - cosine of update and polar of the former: 0 where no heuristic acted
-    noise_fired_share             share of the matrices that got noise
+    turn                          1 - cosine of update and polar of the former: 0 where projection and noise
+                                  did nothing; the gate's part is in M, and is the next one
+    gate_turn                     1 - cosine of gate(g) and g; only where there is a gate
 
-Each is a mean over matrices. The first two exist for every optimizer, the rest where matrices are
-orthogonalised.
+    (the share of damped entries is none of them: the quantile is exact, so it is 1 - quantile but for ties)
+
+Each is a mean over the hidden matrices; of another group (embedding, head, vector, tensor) it is a mean over
+that group's parameters and has the group's name at its end, as in `grad_norm_embedding`. `skipped_steps` is
+the count since the run began, there in every step for `on_nonfinite: skip_step` alone.
+
+The sample is what keeps this cheap: of b matrices of one shape, as many as fit in SAMPLE_ENTRIES, at least
+one, at even distances in the model's order, the same in each step; their mean stands for all b. Of matrices
+64 x 64 and larger that is one a shape, of matrices 32 x 32 four.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 import torch
 from torch import Tensor
 
+from optim.core import heuristics
+from optim.core.methods import method_options
 from optim.core.orthogonalize import polar
 from optim.core.spectrum import effective_rank, numerical_rank, singular_values
 
 Rows = dict[str, list[float]]
 
-
-def rms(X: Tensor) -> Tensor:
-    """Root mean square of each matrix, [..., m, n] -> [...], in float64."""
-    return X.double().square().mean(dim=(-2, -1)).sqrt()
+SAMPLE_ENTRIES = 2**12
 
 
-def of_orthogonalized(plain: Tensor, matrix: Tensor, update: Tensor, method: str) -> Rows:
-    """Ranks and turn of each of b matrices, [b, m, n].
+def sample(b: int, m: int, n: int) -> list[int]:
+    """Which of b matrices m x n are looked at closely."""
+    count = min(b, max(1, SAMPLE_ENTRIES // (m * n)))
+    return [i * b // count for i in range(count)]
 
-    `matrix` is what the heuristics made of `plain` (the same tensor where they did nothing), `update` the
-    polar factor of `matrix` by `method`.
-    """
-    m, n = matrix.shape[-2:]
-    k = min(m, n)
-    before = singular_values(plain)
-    untouched = matrix is plain
-    after = before if untouched else singular_values(matrix)
+
+def of_parameters(grads: Sequence[Tensor], momenta: Sequence[Tensor], changes: Sequence[Tensor]) -> Rows:
+    """Norm and rms of each of some parameters, of any shapes."""
     return {
-        "effective_rank_share_before": (effective_rank(before) / k).tolist(),
-        "effective_rank_share_after": (effective_rank(after) / k).tolist(),
-        "numerical_rank_share": (numerical_rank(after, m, n) / k).tolist(),
-        "turn": [0.0] * len(update) if untouched else _turn(update, polar(plain, method)).tolist(),
+        "grad_norm": _norms(grads),
+        "momentum_rms": _rms(momenta),
+        "update_rms": _rms(changes),
     }
+
+
+def of_orthogonalized(grad: Tensor, plain: Tensor, matrix: Tensor, update: Tensor, group: Mapping[str, Any]) -> Rows:
+    """What is known of a sample of b matrices [b, m, n], each a mean that is repeated b times.
+
+    `plain` is the momentum after gate and damping (with Nesterov's gradient), `matrix` what projection and
+    noise made of it (the same tensor where they did nothing), `update` its polar factor.
+    """
+    b, m, n = matrix.shape
+    chosen = sample(b, m, n)
+    untouched = matrix is plain
+    grad, plain, matrix, update = grad[chosen], plain[chosen], matrix[chosen], update[chosen]
+    k = min(m, n)
+    method, options = method_options(group)
+    singular = singular_values(plain if untouched else torch.cat([plain, matrix]))
+    before, after = singular[: len(chosen)], singular[-len(chosen) :]
+    means = {
+        "effective_rank_share_before": effective_rank(before).mean() / k,
+        "effective_rank_share_after": effective_rank(after).mean() / k,
+        "numerical_rank_share": numerical_rank(after, m, n).double().mean() / k,
+        "turn": torch.zeros(()) if untouched else _turn(update, polar(plain, method, **options)).mean(),
+    }
+    if group["gate"] != "identity":
+        means["gate_turn"] = _turn(heuristics.gated_gradient(grad, group), grad).mean()
+    return {name: [float(mean)] * b for name, mean in means.items()}
+
+
+def _norms(tensors: Sequence[Tensor]) -> list[float]:
+    norms: list[float] = torch.stack([torch.linalg.vector_norm(x, dtype=torch.float64) for x in tensors]).tolist()
+    return norms
+
+
+def _rms(tensors: Sequence[Tensor]) -> list[float]:
+    return [norm / math.sqrt(x.numel()) for norm, x in zip(_norms(tensors), tensors, strict=True)]
 
 
 def _turn(update: Tensor, reference: Tensor) -> Tensor:

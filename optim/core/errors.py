@@ -21,6 +21,10 @@ class StateMismatchError(OptimError):
     """A saved state that belongs to another model, seed or set of options."""
 
 
+class GradientError(OptimError):
+    """A gradient of a kind that no rule takes."""
+
+
 class NonFiniteError(FloatingPointError):
     """An infinity or NaN met in a step. The run has diverged; this is a result, not a wrong configuration."""
 

@@ -1,7 +1,10 @@
 """From gradient and momentum to the matrix that is orthogonalised: every rule but the polar factor.
 
-    g' = gate(normalize(g));  M <- mu*M + g';  M[|g| > q(|g|)] *= scale;  A = M, or g' + mu*M with Nesterov
+    g' = gate(normalize(g));  M <- mu*M + c*g';  M[|g| > q(|g|)] *= scale;  A = M, or c*g' + mu*M with Nesterov
     X  = project(A) + alpha_t * ||g||_F * N
+
+c is 1 (accumulated momentum), or 1 - mu (averaged), which the polar factor alone cannot see; but the projection
+and the noise, whose sizes are relative to M and g, meet an averaged M of about 1 - mu times the size.
 
 Each step is a function that returns its input itself when it is switched off, so that a kind with every
 switch off is Muon bit for bit. Settings are the plain values of a parameter group; `OFF` is every switch off.
@@ -44,11 +47,19 @@ ALPHA_LEFT = 0.1
 
 def advance(grad: Tensor, momentum: Tensor, steps: Sequence[int], group: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
     """The new M, and A (M itself without Nesterov). `steps` count from 1; `momentum` is left as it was."""
-    gated = gate(normalize(grad, group["normalize"]), group["gate"])
-    momentum = momentum * group["momentum"] + gated
-    scales = [scale_at(step, group["scale"], group["scale_start"], group["scale_anneal_steps"]) for step in steps]
-    momentum = damp_peaks(momentum, grad, scales, group["quantile"])
-    return momentum, gated + group["momentum"] * momentum if group["nesterov"] else momentum
+    mu, averaged = group["momentum"], group["momentum_form"] == "averaged"
+    gated = gated_gradient(grad, group)
+    # The averages in torch.optim.Muon's own operations, so that they round as they do there.
+    momentum = momentum.lerp(gated, 1 - mu) if averaged else momentum * mu + gated
+    momentum = damp_peaks(momentum, grad, scales_at(steps, group), group["quantile"])
+    if not group["nesterov"]:
+        return momentum, momentum
+    return momentum, gated.lerp(momentum, mu) if averaged else gated + mu * momentum
+
+
+def gated_gradient(grad: Tensor, group: Mapping[str, Any]) -> Tensor:
+    """gate(normalize(g)): what the momentum accumulates."""
+    return gate(normalize(grad, group["normalize"]), group["gate"])
 
 
 def normalize(grad: Tensor, how: str) -> Tensor:
@@ -72,6 +83,11 @@ def scale_at(step: int, scale: float, start: float | None, anneal_steps: int | N
     return start + (scale - start) * min(1.0, (step - 1) / anneal_steps)
 
 
+def scales_at(steps: Sequence[int], group: Mapping[str, Any]) -> list[float]:
+    """The damping factor of each matrix at its step."""
+    return [scale_at(step, group["scale"], group["scale_start"], group["scale_anneal_steps"]) for step in steps]
+
+
 def damp_peaks(momentum: Tensor, grad: Tensor, scales: Sequence[float], quantile: float) -> Tensor:
     """M with the entries where |g| exceeds its exact quantile multiplied by the matrix's scale.
 
@@ -81,10 +97,13 @@ def damp_peaks(momentum: Tensor, grad: Tensor, scales: Sequence[float], quantile
     """
     if all(scale == 1.0 for scale in scales):
         return momentum
-    size = grad.abs().flatten(start_dim=-2)
-    lower = size.kthvalue(math.floor(quantile * (size.shape[-1] - 1)) + 1, dim=-1).values
-    factor = torch.tensor(scales, dtype=momentum.dtype, device=momentum.device)[:, None, None]
-    return torch.where(grad.abs() > lower[:, None, None], momentum * factor, momentum)
+    # A bf16 momentum meets the factor in float32 and is rounded once, as if multiplied by a number.
+    wide = torch.promote_types(momentum.dtype, torch.float32)
+    factor = torch.tensor(scales, dtype=wide, device=momentum.device)[:, None, None]
+    size = grad.abs()
+    flat = size.flatten(start_dim=-2)
+    lower = flat.kthvalue(math.floor(quantile * (flat.shape[-1] - 1)) + 1, dim=-1).values
+    return torch.where(size > lower[:, None, None], (momentum * factor).to(momentum.dtype), momentum)
 
 
 def project(momentum: Tensor, how: str) -> Tensor:
@@ -92,9 +111,11 @@ def project(momentum: Tensor, how: str) -> Tensor:
     return momentum * momentum.sigmoid() if how == "sigmoid" else momentum
 
 
-def alpha_at(step: int, alpha: float, schedule: str, anneal_steps: int) -> float:
-    """The noise level of a step: alpha in step 1, a tenth of it from step 1 + anneal_steps on."""
-    done = min(1.0, (step - 1) / anneal_steps)
+def alpha_at(step: int, alpha: float, schedule: str, anneal_steps: int, start: int = 0) -> float:
+    """The noise level of a step: 0 in the first `start` steps, then alpha, a tenth of it anneal_steps later."""
+    if step <= start:
+        return 0.0
+    done = min(1.0, (step - 1 - start) / anneal_steps)
     if schedule == "linear":
         return alpha * (1 - (1 - ALPHA_LEFT) * done)
     if schedule == "exponential":
@@ -112,9 +133,13 @@ def perturb(
 ) -> tuple[Tensor, list[bool]]:
     """matrix + alpha_t * ||g||_F * N where the trigger fires, and where it did; no draw for a noise of 0."""
     b, m, n = matrix.shape
-    if group["noise"] == "none" or group["alpha"] == 0.0:
+    if group["noise"] == "none":
         return matrix, [False] * b
-    alphas = [alpha_at(step, group["alpha"], group["schedule"], group["anneal_steps"]) for step in steps]
+    alphas = [
+        alpha_at(step, group["alpha"], group["schedule"], group["anneal_steps"], group["noise_start"]) for step in steps
+    ]
+    if not any(alphas):
+        return matrix, [False] * b
     level = torch.tensor(alphas, dtype=torch.float64, device=grad.device)[:, None, None] * frobenius(grad)
     fires = level[:, 0, 0] > 0
     if group["trigger"] == "rank":

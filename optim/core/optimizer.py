@@ -4,9 +4,12 @@
     the rest:  AdamW
 
 w is the parameter itself, or its float32 master where the parameter is narrower: a bf16 weight of 0.02 cannot
-move by 1e-6, and without masters about 3% of the weights moved in a step. The first step copies a parameter
-into its master; from then on the master is the truth, so weights must be loaded before the first step, or
-together with the state.
+move by 1e-6, and without masters (`masters: false`, as the original did) about 3% of the weights moved in a
+step. The first step copies a parameter into its master; from then on the master is the truth, so weights must
+be loaded before the first step, or together with the state.
+
+A step is worked out before anything is applied, so one that is refused or skipped leaves weights and state as
+they were. The price is a second momentum in memory, for a moment.
 
 Matrices of one shape are updated in one stack. All settings are plain values in the parameter groups, all
 state is tensors keyed by parameter, so `state_dict` is all that a resume needs; a resumed run is
@@ -15,30 +18,37 @@ bit-identical.
 
 from __future__ import annotations
 
+import logging
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from itertools import chain
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.optim.adamw import adamw
 
-from optim.core import heuristics
-from optim.core.diagnostics import Rows, of_orthogonalized, rms
-from optim.core.errors import NonFiniteError, StateMismatchError
+from optim.core import heuristics, sharding
+from optim.core.diagnostics import Rows, of_orthogonalized, of_parameters
+from optim.core.errors import GradientError, NonFiniteError, RoutingError, StateMismatchError
+from optim.core.methods import method_options
 from optim.core.options import Options
-from optim.core.orthogonalize import polar
 from optim.core.routing import GROUPS, route
 
 STACK_ENTRIES = 2**24
 """Entries in one stack at most (a larger matrix goes alone): stacking pays for small matrices only, and
 float64 copies of every 2048 x 8192 matrix of a 1B model at once would not fit."""
 
-SCHEDULED = {"params", "lr"}
-"""What may differ between a group and its saved state: the parameters' ids, and where the schedule stands."""
+COUNTERS = ("calls", "skipped_steps", "noise_due", "noise_fired")
+"""What a group counts: calls of `step`, those that changed nothing, and since the last diagnosis the matrices
+that were orthogonalised, one by one, and those of them that got noise."""
+
+PROGRESS = {"params", "lr", *COUNTERS}
+"""What may differ between a group and its saved state: the parameters' ids, and how far the run has come."""
+
+LOG = logging.getLogger("optim")
 
 
 def lr_factor(m: int, n: int, adjust: str) -> float:
@@ -50,20 +60,42 @@ def lr_factor(m: int, n: int, adjust: str) -> float:
     return 1.0
 
 
+class _Step(NamedTuple):
+    """A step of b matrices of one shape, worked out and not yet applied: tensors are [b, m, n]."""
+
+    group: dict[str, Any]
+    names: list[str]
+    indices: list[int]
+    parameters: list[Tensor]
+    states: list[dict[str, Tensor]]
+    steps: list[int]
+    grad: Tensor
+    momentum: Tensor
+    plain: Tensor
+    """What Muon would orthogonalise: the momentum, or with Nesterov g + mu*M."""
+    matrix: Tensor
+    """What is orthogonalised: `plain` itself where no projection and no noise acted."""
+    fired: list[bool]
+
+
 class RoutedOptimizer(torch.optim.Optimizer):
     """Built by `optim.build`. See the module's text for the rule, `optim.core.routing` for the groups.
 
     A group holds `name`, `route` (muon or adamw), `param_names`, `indices` (positions among the model's
-    parameters), `lr`, `initial_lr` and the settings of its rule. A step raises NonFiniteError, naming the
-    parameter, for a gradient (then nothing has been changed) or a momentum that is not finite.
+    parameters), `lr`, `initial_lr`, `warmup` (whether the schedule's warm-up is meant for it), the settings of
+    its rule and the counts of COUNTERS. Where a gradient or a momentum is not finite, a step changes nothing:
+    it raises NonFiniteError, naming the parameter, or with `on_nonfinite: skip_step` counts itself in
+    `skipped_steps`; on all ranks alike.
     """
 
     _diagnosed: Mapping[str, float] = MappingProxyType({})
+    _warned = False
 
     def __init__(self, model: nn.Module, options: Options, *, seed: int) -> None:
         members = defaultdict(list)
         for routed in route(model, options.orthogonalized()):
             members[routed.group].append(routed)
+        shared = options.model_dump(include={"on_nonfinite", "diagnose_every", "masters", "shard"})
         groups = []
         for name in sorted(members, key=GROUPS.index):
             rule = members[name][0].route
@@ -74,16 +106,25 @@ class RoutedOptimizer(torch.optim.Optimizer):
             groups.append(
                 {
                     **settings,
+                    **shared,
+                    **dict.fromkeys(COUNTERS, 0),
                     "params": [(routed.name, routed.parameter) for routed in members[name]],
                     "name": name,
                     "route": rule,
                     "indices": [routed.position for routed in members[name]],
                     "initial_lr": settings["lr"],
-                    "on_nonfinite": options.on_nonfinite,
-                    "diagnose_every": options.diagnose_every,
                 }
             )
         super().__init__(groups, {"lr": options.lr})
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Adds a group that the routing has made. Raises RoutingError for any other, and for an empty one."""
+        if "route" not in param_group or not param_group["params"]:
+            raise RoutingError(
+                f"parameter group {param_group.get('name')!r} holds no parameter or was not made by the routing; "
+                "build a new optimizer over the whole model instead."
+            )
+        super().add_param_group(param_group)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -93,73 +134,98 @@ class RoutedOptimizer(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        self._refuse_bad_gradients()
-        rows: Rows = defaultdict(list)
+        split = self._first["shard"] and sharding.ranks() > 1
+        pending: list[_Step] = []
+        problem = self._bad_gradient()
+        if problem is None:
+            pending, problem = self._work_out()
+        if split and sharding.any_rank(problem is not None, self._first["params"][0].device):
+            problem = problem or "another rank's gradient or momentum holds inf or NaN"
+        if problem is not None:
+            self._skip_or_raise(problem)
+            return loss
+
         for group in self.param_groups:
-            diagnosed = group["route"] == "muon" or group["name"] == "hidden"
-            if group["route"] == "muon":
-                for stack in self._stacks(group):
-                    self._muon_step(group, stack, rows)
-            else:
-                self._adamw_step(group, rows if diagnosed else None)
-        self._diagnosed = {name: math.fsum(values) / len(values) for name, values in rows.items()}
+            group["calls"] += 1
+        every = self._first["diagnose_every"]
+        rows: dict[str, Rows] | None = None
+        if every > 0 and self._first["calls"] % every == 0:
+            rows = defaultdict(lambda: defaultdict(list))
+        work = [sharding.Work(item.matrix, *method_options(item.group)) for item in pending]
+        for item, update in zip(pending, sharding.polar_factors(work, split), strict=True):
+            self._muon_step(item, update, None if rows is None else rows[item.group["name"]])
+        for group in self.param_groups:
+            if group["route"] == "adamw":
+                self._adamw_step(group, None if rows is None else rows[group["name"]])
+        if rows is not None:
+            self._diagnosed = self._means(rows)
         return loss
 
     def diagnostics(self) -> dict[str, float]:
-        """Means over the matrices of the last step (see `optim.core.diagnostics`).
+        """What the last step did, as means (see `optim.core.diagnostics`).
 
-        Empty unless that step's number is a multiple of `diagnose_every`.
+        Empty unless the number of calls of `step` is a multiple of `diagnose_every`, but for `skipped_steps`.
         """
-        return dict(self._diagnosed)
+        found = dict(self._diagnosed)
+        if self._first["on_nonfinite"] == "skip_step":
+            found["skipped_steps"] = float(self._first["skipped_steps"])
+        return found
 
     # ------------------------------------------------------------------ rules
 
-    def _muon_step(self, group: dict[str, Any], members: list[tuple[str, int, Tensor]], rows: Rows) -> None:
-        """One step for matrices of one shape: (name, index, parameter) each."""
+    def _work_out(self) -> tuple[list[_Step], str | None]:
+        """The step of all matrices up to the polar factor, and what is not finite in it."""
+        muon = [group for group in self.param_groups if group["route"] == "muon"]
+        pending = [self._advanced(group, stack) for group in muon for stack in self._stacks(group)]
+        problem = _bad_matrix(pending, "momentum")
+        if problem is None:
+            pending = [_perturbed(item) for item in pending]
+            problem = _bad_matrix([item for item in pending if any(item.fired)], "perturbed momentum")
+        return pending, problem
+
+    def _advanced(self, group: dict[str, Any], members: list[tuple[str, int, Tensor]]) -> _Step:
+        """The step of some matrices of one shape, (name, index, parameter) each, up to the momentum."""
         names, indices, parameters = (list(part) for part in zip(*members, strict=True))
-        states = [self._state_of(parameter, ("momentum_buffer",)) for parameter in parameters]
+        states = [self._state_of(parameter, group, ("momentum_buffer",)) for parameter in parameters]
         steps = [int(state["step"]) + 1 for state in states]
-        weights = [self._weight(parameter) for parameter in parameters]
-        grad = torch.stack([p.grad.to(w.dtype) for p, w in zip(parameters, weights, strict=True)])
+        grad = torch.stack([_gradient(p, state) for p, state in zip(parameters, states, strict=True)])
         momentum = torch.stack([state["momentum_buffer"] for state in states])
-
         momentum, plain = heuristics.advance(grad, momentum, steps, group)
-        _refuse_non_finite(plain, names, "momentum")
-        projected = heuristics.project(plain, group["project"])
-        matrix, fired = heuristics.perturb(projected, grad, momentum, steps, indices, group)
-        if any(fired):
-            _refuse_non_finite(matrix, names, "perturbed momentum")
-        update = polar(matrix, group["orthogonalizer"])
+        unperturbed = [False] * len(names)
+        return _Step(
+            group, names, indices, parameters, states, steps, grad, momentum, plain, matrix=plain, fired=unperturbed
+        )
 
-        m, n = grad.shape[-2:]
+    def _muon_step(self, item: _Step, update: Tensor, rows: Rows | None) -> None:
+        """Weights and states move by the polar factors [b, m, n] of `item.matrix`."""
+        group = item.group
+        m, n = update.shape[-2:]
         lr = group["lr"] * lr_factor(m, n, group["lr_adjust"])
-        diagnose = self._is_diagnosed(group, steps)
-        before = torch.stack(weights) if diagnose else None
-        for i, (parameter, state, weight) in enumerate(zip(parameters, states, weights, strict=True)):
+        group["noise_due"] += len(item.fired)
+        group["noise_fired"] += sum(item.fired)
+        weights = [_weight(p, state) for p, state in zip(item.parameters, item.states, strict=True)]
+        before = [] if rows is None else [weight.clone() for weight in weights]
+        for i, (parameter, state, weight) in enumerate(zip(item.parameters, item.states, weights, strict=True)):
+            self.state[parameter] = state
             state["step"] += 1
-            state["momentum_buffer"].copy_(momentum[i])
+            state["momentum_buffer"].copy_(item.momentum[i])
             if group["weight_decay"] != 0:
                 weight.mul_(1 - group["lr"] * group["weight_decay"])
             weight.add_(update[i], alpha=-lr)
             _write_back(parameter, weight)
-        if before is not None:
-            found = of_orthogonalized(plain, matrix, update, group["orthogonalizer"])
-            found["momentum_rms"] = rms(momentum).tolist()
-            found["noise_fired_share"] = [float(fires) for fires in fired]
-            found["grad_norm"] = heuristics.frobenius(grad).flatten().tolist()
-            found["update_rms"] = rms(torch.stack(weights) - before).tolist()
-            for name, values in found.items():
-                rows[name] += values
+        if rows is not None:
+            changes = [weight - old for weight, old in zip(weights, before, strict=True)]
+            _extend(rows, of_parameters(list(item.grad), list(item.momentum), changes))
+            _extend(rows, of_orthogonalized(item.grad, item.plain, item.matrix, update, group))
 
     def _adamw_step(self, group: dict[str, Any], rows: Rows | None) -> None:
         parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
         if not parameters:
             return
-        states = [self._state_of(parameter, ("exp_avg", "exp_avg_sq")) for parameter in parameters]
-        weights = [self._weight(parameter) for parameter in parameters]
-        grads = [p.grad.to(w.dtype) for p, w in zip(parameters, weights, strict=True)]
-        diagnose = rows is not None and self._is_diagnosed(group, [int(state["step"]) + 1 for state in states])
-        before = [weight.clone() for weight in weights] if diagnose else []
+        states = [self._state_of(parameter, group, ("exp_avg", "exp_avg_sq")) for parameter in parameters]
+        weights = [_weight(p, state) for p, state in zip(parameters, states, strict=True)]
+        grads = [_gradient(p, state) for p, state in zip(parameters, states, strict=True)]
+        before = [] if rows is None else [weight.clone() for weight in weights]
         beta1, beta2 = group["betas"]
         adamw(
             weights,
@@ -176,30 +242,44 @@ class RoutedOptimizer(torch.optim.Optimizer):
             eps=group["eps"],
             maximize=False,
         )
-        for parameter, weight in zip(parameters, weights, strict=True):
+        for parameter, state, weight in zip(parameters, states, weights, strict=True):
+            self.state[parameter] = state
             _write_back(parameter, weight)
-        if rows is not None and diagnose:
-            for grad, weight, old in zip(grads, weights, before, strict=True):
-                rows["grad_norm"].append(heuristics.frobenius(grad).item())
-                rows["update_rms"].append(rms(weight - old).item())
+        if rows is not None:
+            changes = [weight - old for weight, old in zip(weights, before, strict=True)]
+            _extend(rows, of_parameters(grads, [state["exp_avg"] for state in states], changes))
+
+    def _means(self, rows: dict[str, Rows]) -> dict[str, float]:
+        """The mean of every diagnostic, by its name and that of its group unless hidden."""
+        means = {}
+        for group in self.param_groups:
+            ending = "" if group["name"] == "hidden" else f"_{group['name']}"
+            for name, values in rows[group["name"]].items():
+                means[name + ending] = math.fsum(values) / len(values)
+            if group["noise_due"] > 0:
+                means["noise_fired_share" + ending] = group["noise_fired"] / group["noise_due"]
+                group["noise_fired"] = group["noise_due"] = 0
+        return means
 
     # ------------------------------------------------------------------ state
 
-    def _state_of(self, parameter: Tensor, buffers: tuple[str, ...]) -> dict[str, Any]:
-        """The parameter's state, made in its first step. `step` is float32 on the CPU, as in torch."""
-        state: dict[str, Any] = self.state[parameter]
-        if "step" not in state:
-            state["step"] = torch.zeros(())
-            if parameter.dtype.itemsize < 4:
-                state["master"] = parameter.detach().float()
-            for buffer in buffers:
-                state[buffer] = torch.zeros_like(self._weight(parameter))
-        return state
+    @property
+    def _first(self) -> dict[str, Any]:
+        """A group to read what is the same in all of them."""
+        return self.param_groups[0]
 
-    def _weight(self, parameter: Tensor) -> Tensor:
-        """What the update is applied to: the float32 master of a narrow parameter, else the parameter."""
-        state: dict[str, Tensor] = self.state[parameter]
-        return state.get("master", parameter)
+    def _state_of(self, parameter: Tensor, group: dict[str, Any], buffers: tuple[str, ...]) -> dict[str, Tensor]:
+        """The parameter's state; before its first step a new one, which is kept when that step is applied.
+
+        `step` is float32 on the CPU, as in torch.
+        """
+        if parameter in self.state:
+            known: dict[str, Tensor] = self.state[parameter]
+            return known
+        state = {"step": torch.zeros(())}
+        if group["masters"] and parameter.dtype.itemsize < 4:
+            state["master"] = parameter.detach().float()
+        return {**state, **{buffer: torch.zeros_like(_weight(parameter, state)) for buffer in buffers}}
 
     def _stacks(self, group: dict[str, Any]) -> Iterator[list[tuple[str, int, Tensor]]]:
         """(name, index, parameter) of those with a gradient, alike in shape, dtype and device."""
@@ -212,12 +292,8 @@ class RoutedOptimizer(torch.optim.Optimizer):
             for start in range(0, len(members), count):
                 yield members[start : start + count]
 
-    def _is_diagnosed(self, group: dict[str, Any], steps: list[int]) -> bool:
-        every: int = group["diagnose_every"]
-        return every > 0 and max(steps) % every == 0
-
-    def _refuse_bad_gradients(self) -> None:
-        """Before anything is changed, so that a refused step leaves weights and state as they were."""
+    def _bad_gradient(self) -> str | None:
+        """Which gradient is not finite, looked at before anything is computed; raises GradientError."""
         named = [
             (name, parameter)
             for group in self.param_groups
@@ -225,14 +301,24 @@ class RoutedOptimizer(torch.optim.Optimizer):
             if parameter.grad is not None
         ]
         for name, parameter in named:
-            if parameter.grad.is_sparse:
-                raise NotImplementedError(
-                    f"parameter {name!r} has a sparse gradient; build its nn.Embedding with sparse=False."
+            if parameter.grad.layout != torch.strided:
+                raise GradientError(
+                    f"parameter {name!r} has a sparse gradient, which no rule takes; build its nn.Embedding with "
+                    "sparse=False."
                 )
-        finite = [parameter.grad.isfinite().all() for _, parameter in named]
-        if finite and not torch.stack([flag.cpu() for flag in finite]).all():
-            name = next(name for (name, _), flag in zip(named, finite, strict=True) if not flag)
-            raise _diverged(name, "gradient")
+        return _first_bad([name for name, _ in named], [p.grad.isfinite().all() for _, p in named], "gradient")
+
+    def _skip_or_raise(self, problem: str) -> None:
+        if self._first["on_nonfinite"] == "raise":
+            raise NonFiniteError(
+                f"{problem}, so no update exists; the run has diverged, try a lower lr or clip the gradients."
+            )
+        for group in self.param_groups:
+            group["calls"] += 1
+            group["skipped_steps"] += 1
+        if not self._warned:
+            self._warned = True
+            LOG.warning("%s: the step is skipped; later ones are only counted, as `skipped_steps`.", problem)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continues from `state_dict()`; lr may differ, any other setting, name or shape may not.
@@ -257,7 +343,7 @@ class RoutedOptimizer(torch.optim.Optimizer):
                 f"{[group['name'] for group in self.param_groups]}; load the same optimizer's state."
             )
         for group, saved in zip(self.param_groups, saved_groups, strict=True):
-            for key in sorted((group.keys() | saved.keys()) - SCHEDULED):
+            for key in sorted((group.keys() | saved.keys()) - PROGRESS):
                 if group.get(key) != saved.get(key):
                     raise StateMismatchError(
                         f"group {group['name']!r}: {key} is {group.get(key)!r}, but {saved.get(key)!r} in "
@@ -272,19 +358,45 @@ class RoutedOptimizer(torch.optim.Optimizer):
                         )
 
 
-def _refuse_non_finite(stack: Tensor, names: list[str], what: str) -> None:
-    finite = stack.isfinite().all(dim=-1).all(dim=-1).tolist()
-    if not all(finite):
-        raise _diverged(names[finite.index(False)], what)
+def _perturbed(item: _Step) -> _Step:
+    """With the projection and the noise of the step in `matrix`."""
+    projected = heuristics.project(item.plain, item.group["project"])
+    matrix, fired = heuristics.perturb(projected, item.grad, item.momentum, item.steps, item.indices, item.group)
+    return item._replace(matrix=matrix, fired=fired)
 
 
-def _diverged(name: str, what: str) -> NonFiniteError:
-    return NonFiniteError(
-        f"parameter {name!r}: its {what} holds inf or NaN, so no update exists; the run has diverged, "
-        "try a lower lr or clip the gradients."
-    )
+def _bad_matrix(pending: list[_Step], what: str) -> str | None:
+    """Which of the matrices to orthogonalise is not finite."""
+    names = [name for item in pending for name in item.names]
+    return _first_bad(names, [item.matrix.isfinite().flatten(start_dim=1).all(dim=1) for item in pending], what)
+
+
+def _first_bad(names: list[str], finite: list[Tensor], what: str) -> str | None:
+    """The sentence on the first name whose flag is down; None where all are up."""
+    if not finite:
+        return None
+    flags = torch.cat([flag.to(finite[0].device).reshape(-1) for flag in finite])
+    if flags.all():
+        return None
+    return f"parameter {names[flags.tolist().index(False)]!r}: its {what} holds inf or NaN"
+
+
+def _weight(parameter: Tensor, state: dict[str, Tensor]) -> Tensor:
+    """What the update is applied to: the float32 master of a narrow parameter, else the parameter."""
+    return state.get("master", parameter)
+
+
+def _gradient(parameter: Tensor, state: dict[str, Tensor]) -> Tensor:
+    """The gradient in the precision of what it updates."""
+    assert parameter.grad is not None
+    return parameter.grad.to(_weight(parameter, state).dtype)
 
 
 def _write_back(parameter: Tensor, weight: Tensor) -> None:
     if weight is not parameter:
         parameter.copy_(weight)
+
+
+def _extend(rows: Rows, found: Rows) -> None:
+    for name, values in found.items():
+        rows[name] += values

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+import re
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -85,5 +86,8 @@ def _one_sentence(kind: str, allowed: list[str], problems: list[Any]) -> str:
         elif not option:  # a rule over several options
             found.append(f"{problem['msg'].removeprefix('Value error, ')}.")
         else:
-            found.append(f"option {option!r} is {problem['input']!r}: {problem['msg']}.")
+            choices = re.findall(r"'([^']*)'", problem.get("ctx", {}).get("expected", ""))
+            found.append(
+                f"option {option!r} is {problem['input']!r}: {problem['msg']}.{nearest(str(problem['input']), choices)}"
+            )
     return f"optimizer {kind!r}: {' '.join(found)}"

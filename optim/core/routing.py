@@ -15,13 +15,14 @@ What this cannot see (a head of an unusual name) the printed table shows.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from optim.core.errors import RoutingError
+from optim.core.orthogonalize import resolve
 
 GROUPS = ("hidden", "embedding", "head", "vector", "tensor")
 HEAD_NAMES = {"lm_head", "head", "output_head", "embed_out", "unembed", "unembedding"}
@@ -35,6 +36,8 @@ class RouteRow(NamedTuple):
     shape: tuple[int, ...]
     route: str
     group: str
+    orthogonalizer: str | None
+    """The method that computes its polar factor, with `auto` resolved; None where there is no such step."""
 
 
 class Routed(NamedTuple):
@@ -76,6 +79,12 @@ def route(model: nn.Module, orthogonalized: str) -> list[Routed]:
         routed.append(Routed(index, name, parameter, "muon" if group in matrices else "adamw", group))
     if not routed:
         raise RoutingError(f"{type(model).__name__} has no trainable parameter; unfreeze some.")
+    if matrices and all(found.route == "adamw" for found in routed):
+        groups = ", ".join(sorted({found.group for found in routed}))
+        raise RoutingError(
+            f"{type(model).__name__} has no {' or '.join(sorted(matrices))} matrix to orthogonalise, its parameters "
+            f"are of group {groups}; train it with adamw."
+        )
     return routed
 
 
@@ -102,7 +111,16 @@ def _head_parameters(model: nn.Module) -> Iterator[Tensor]:
 def table(optimizer: torch.optim.Optimizer) -> list[RouteRow]:
     """The routing of an optimizer that `optim.build` made, group by group."""
     return [
-        RouteRow(name, tuple(parameter.shape), group["route"], group["name"])
+        RouteRow(name, tuple(parameter.shape), group["route"], group["name"], _orthogonalizer(parameter, group))
         for group in optimizer.param_groups
         for name, parameter in zip(group["param_names"], group["params"], strict=True)
     ]
+
+
+def _orthogonalizer(parameter: Tensor, group: Mapping[str, Any]) -> str | None:
+    if group["route"] != "muon":
+        return None
+    method: str = group["orthogonalizer"]
+    # What is orthogonalised has the precision of the master, where there is one.
+    dtype = torch.promote_types(parameter.dtype, torch.float32) if group["masters"] else parameter.dtype
+    return resolve(tuple(parameter.shape), dtype, parameter.device.type) if method == "auto" else method

@@ -13,13 +13,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from optim.core.orthogonalize import gram_smaller, scaled_to_one
+from optim.core.gram import gram, is_large, scaled_to_one
 
 
 def singular_values(X: Tensor) -> Tensor:
     """The singular values [..., k] of X, ascending, float64, up to one power of two per matrix."""
-    eigenvalue: Tensor = torch.linalg.eigvalsh(gram_smaller(scaled_to_one(X)))
-    return eigenvalue.clamp_min(0).sqrt()
+    m, n = X.shape[-2:]
+    scaled = scaled_to_one(X.reshape(-1, m, n))
+    stacks = scaled if is_large(scaled) else [scaled]
+    eigenvalue = torch.cat([torch.linalg.eigvalsh(gram(part.double())).reshape(-1, min(m, n)) for part in stacks])
+    return eigenvalue.clamp_min(0).sqrt().reshape(*X.shape[:-2], min(m, n))
 
 
 def effective_rank(singular: Tensor) -> Tensor:

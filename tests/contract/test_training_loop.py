@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
+import re
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from training_toy import (
     TOY,
     TOY_MODEL,
     assert_same_run,
+    optimizer_state,
     timeless,
     toy_cell,
     train_quietly,
@@ -27,7 +29,7 @@ from muonlab.registry.settings import ModelSettings
 from muonlab.training import model as models
 from muonlab.training.data import TokenData, order_sha256
 from muonlab.training.evaluate import evaluate, validation_loss
-from muonlab.training.loop import CURVE_COLUMNS, train, write_curve_csv
+from muonlab.training.loop import CURVE_COLUMNS, lr_factor, train, write_curve_csv
 
 pytest_plugins = ["training_fixtures"]
 
@@ -39,9 +41,11 @@ def toy_tokens(toy_data: Path) -> TokenData:
     return TokenData.open(toy_data)
 
 
-def toy_model(seed: int = 3) -> models.Model:
+def toy_model(seed: int = 3, weights: str = "float32") -> models.Model:
     data = TOY.data
-    return models.build(TOY_MODEL, vocab_size=data.vocab_size, sequence_length=data.sequence_length, seed=seed)
+    return models.build(
+        TOY_MODEL, vocab_size=data.vocab_size, sequence_length=data.sequence_length, seed=seed, weights=weights
+    )
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -69,7 +73,7 @@ def test_a_finished_run_started_again_gives_the_same_outcome(toy_data: Path, tmp
 
 def test_an_interruption_between_points_keeps_the_mean_training_loss(toy_data: Path, tmp_path: Path) -> None:
     """With points every 3 steps and checkpoints every 2, the losses since the last point are in a checkpoint."""
-    cell = toy_cell(eval_every=3)
+    cell = toy_cell(eval_every=3, diagnose_every=0)
     whole = train_quietly(cell, toy_data, tmp_path / "whole")
     train_until(cell, toy_data, tmp_path / "cut", 6)
     resumed = train_quietly(cell, toy_data, tmp_path / "cut")
@@ -151,6 +155,58 @@ def test_every_group_is_warmed_up_and_annealed_alike(toy_data: Path, tmp_path: P
     assert [group["lr"] / group["initial_lr"] for group in groups] == pytest.approx([0.1] * len(groups))
 
 
+def test_the_original_left_adamw_without_warmup(toy_data: Path, tmp_path: Path) -> None:
+    """...and can be repeated: `warmup_adamw: false` gives its groups the whole rate from the first step."""
+    cell = toy_cell(steps=2, warmup_steps=1)
+    options = {**cell.optimizer.options, "warmup_adamw": False}
+    cell = cell.model_copy(update={"optimizer": cell.optimizer.model_copy(update={"options": options})})
+    settings = cell.settings.model_copy(update={"warmup_steps": 4})
+    factors = {warmup: [lr_factor(step, settings, warmup=warmup) for step in range(5)] for warmup in (True, False)}
+    assert factors == {True: [0.25, 0.5, 0.75, 1.0, factors[False][4]], False: [1.0, 1.0, 1.0, 1.0, factors[True][4]]}
+    train_quietly(cell, toy_data, tmp_path)
+    groups = optimizer_state(tmp_path)["param_groups"]
+    assert {group["warmup"] for group in groups if group["route"] == "muon"} == {True}
+    assert {group["warmup"] for group in groups if group["route"] == "adamw"} == {False}
+
+
+def test_diagnostics_have_rows_of_their_own_between_evaluations(toy_data: Path, tmp_path: Path) -> None:
+    """Evaluated at 0, 3, 6, 7 and diagnosed at 2, 4, 6; a diagnosis changes nothing but the curve."""
+    seldom = train_quietly(toy_cell("nolah", eval_every=3, diagnose_every=0), toy_data, tmp_path / "seldom")
+    often = train_quietly(toy_cell("nolah", eval_every=3, diagnose_every=2), toy_data, tmp_path / "often")
+    assert [row["step"] for row in often.curve] == [0, 2, 3, 4, 6, 7]
+    assert [row["step"] for row in often.curve if "opt_turn" in row] == [2, 4, 6]
+    assert [row["step"] for row in often.curve if "val_loss" in row] == [0, 3, 6, 7]
+    for row, same in zip(seldom.curve, (row for row in often.curve if "val_loss" in row), strict=True):
+        assert {name: same[name] for name in row if name != "seconds"} == timeless((row,))[0]
+    assert often.weights_sha256 == seldom.weights_sha256
+
+
+def test_the_hessian_is_measured_where_declared_and_changes_nothing(toy_data: Path, tmp_path: Path) -> None:
+    plain = train_quietly(toy_cell(), toy_data, tmp_path / "plain")
+    measured = train_quietly(toy_cell(hessian_steps=[1, 4]), toy_data, tmp_path / "measured")
+    assert [row["step"] for row in measured.curve if "hessian_top" in row] == [1, 4]
+    assert all(math.isfinite(row["hessian_top"]) for row in measured.curve if "hessian_top" in row)
+    assert measured.weights_sha256 == plain.weights_sha256
+
+
+def test_narrow_weights_are_trained_through_masters_or_hardly_at_all(toy_data: Path, tmp_path: Path) -> None:
+    """Mistake 1 of the original runs, at their rate: without masters most bf16 weights do not move."""
+    moved = {}
+    for masters in (True, False):
+        cell = toy_cell(lr=1e-4, weights="bfloat16", warmup_steps=0, schedule="constant")
+        options = {**cell.optimizer.options, "masters": masters}
+        cell = cell.model_copy(update={"optimizer": cell.optimizer.model_copy(update={"options": options})})
+        run = train_quietly(cell, toy_data, tmp_path / str(masters))
+        after = load_file(run.weights)
+        before = models.weights_of(toy_model(weights="bfloat16"))
+        hidden = [name for name in before if before[name].ndim == 2 and "embed" not in name]
+        assert {after[name].dtype for name in hidden} == {torch.bfloat16}
+        changed = torch.cat([(after[name] != before[name]).flatten() for name in hidden])
+        moved[masters] = changed.double().mean().item()
+        assert evaluate(run.weights, cell.settings, toy_data).val_loss == run.val_loss
+    assert moved[False] < moved[True] / 2
+
+
 def test_a_learning_rate_that_explodes_is_a_result(toy_data: Path, tmp_path: Path) -> None:
     for kind, lr in (("adamw", 1e30), ("muon", 1e30), ("muon", 30.0)):
         cell = toy_cell(kind, lr=lr, warmup_steps=0, schedule="constant")
@@ -164,16 +220,26 @@ def test_a_learning_rate_that_explodes_is_a_result(toy_data: Path, tmp_path: Pat
         assert (first.final_step, first.reason) == (again.final_step, again.reason)
 
 
-@pytest.mark.parametrize(("clip_norm", "said"), [(None, "gradient holds inf or NaN"), (1.0, "gradient's norm is")])
-def test_a_gradient_that_is_not_finite_is_a_divergence(
-    clip_norm: float | None, said: str, toy_data: Path, tmp_path: Path
-) -> None:
-    """Weights of 1e4 give finite losses, whose gradient overflows."""
+@pytest.mark.parametrize("clip_norm", [None, 1.0])
+def test_a_gradient_that_is_not_finite_is_a_divergence(clip_norm: float | None, toy_data: Path, tmp_path: Path) -> None:
+    """Weights of 1e4 give finite losses, whose gradient overflows. Clipping does not hide where."""
     model = TOY_MODEL.model_copy(update={"initializer_range": 1e4})
     run = train_quietly(toy_cell(model=model.model_dump(), clip_norm=clip_norm), toy_data, tmp_path)
     assert (run.status, run.final_step) == ("diverged", 0)
-    assert said in run.reason
+    assert re.search("parameter 'model.layers.0.*gradient holds inf or NaN", run.reason)
     assert math.isfinite(run.curve[0]["val_loss"])
+
+
+def test_steps_whose_gradient_is_not_finite_can_be_skipped(toy_data: Path, tmp_path: Path) -> None:
+    """The same gradients under the other policy: every step is skipped, counted, and leaves the weights alone."""
+    model = TOY_MODEL.model_copy(update={"initializer_range": 1e4})
+    cell = toy_cell(model=model.model_dump(), clip_norm=1.0)
+    options = {**cell.optimizer.options, "on_nonfinite": "skip_step"}
+    cell = cell.model_copy(update={"optimizer": cell.optimizer.model_copy(update={"options": options})})
+    run = train_quietly(cell, toy_data, tmp_path)
+    assert (run.status, run.final_step) == ("completed", 7)
+    assert run.curve[6]["opt_skipped_steps"] == 6
+    assert run.weights_sha256 == run.init_sha256
 
 
 def test_a_training_loss_that_is_not_finite_ends_the_run_at_once(toy_data: Path, tmp_path: Path) -> None:

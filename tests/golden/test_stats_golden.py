@@ -167,6 +167,9 @@ def test_evidence_quadrature_route(baseline, challenger):
     d = baseline - challenger
     path = evidence_path(PairedSample.of("arm", baseline, challenger), RULE)
     assert len(path) == d.size
+    # At n = 1 only the sign is left: the mean chance of a positive difference over the prior, over one half.
+    first = integrate.quad(lambda x: 4 * stats.norm.pdf(x, scale=np.sqrt(RULE.g)) * stats.norm.cdf(x), 0, 20)[0]
+    assert path[0] == (1, pytest.approx(first, rel=1e-9))
     for n, e_value in path[1:]:
         t = stats.ttest_1samp(d[:n], 0).statistic
 

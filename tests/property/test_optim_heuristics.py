@@ -143,8 +143,11 @@ def test_numerical_rank_is_numpys(seed, m, n, data):
 
 
 @pytest.mark.parametrize("schedule", ["constant", "linear", "exponential"])
-def test_noise_falls_to_a_tenth_and_stays(schedule):
-    levels = [heuristics.alpha_at(step, 0.02, schedule, 100) for step in range(1, 300)]
+@pytest.mark.parametrize("start", [0, 7])
+def test_noise_starts_when_it_is_due_falls_to_a_tenth_and_stays(schedule, start):
+    levels = [heuristics.alpha_at(step, 0.02, schedule, 100, start) for step in range(1, 300 + start)]
+    assert levels[:start] == [0.0] * start
+    levels = levels[start:]
     end = 0.02 if schedule == "constant" else 0.002
     assert levels[0] == 0.02
     assert levels[100] == pytest.approx(end)
@@ -158,17 +161,20 @@ def test_the_damping_factor_goes_linearly_from_its_start():
     scales = [heuristics.scale_at(step, 0.90, 0.99, 9) for step in range(1, 13)]
     expected = [0.99, 0.98, 0.97, 0.96, 0.95, 0.94, 0.93, 0.92, 0.91, 0.90, 0.90, 0.90]
     assert scales == pytest.approx(expected)
-    assert heuristics.scale_at(1, 0.90, None, None) == 0.90
+    assert heuristics.scale_at(1, 0.90, None, None) == heuristics.scale_at(10**6, 0.90, None, None) == 0.90
+    assert heuristics.scale_at(10**6, 0.90, 0.99, 9) == 0.90
 
 
 def group(**changes):
     rest = {
         "momentum": 0.95,
+        "momentum_form": "accumulated",
         "nesterov": False,
         "noise": "orthonormal",
         "alpha": 0.01,
         "schedule": "constant",
         "anneal_steps": 10,
+        "noise_start": 0,
         "trigger": "always",
         "rank_threshold": 0.5,
         "seed": 0,
@@ -193,6 +199,41 @@ def test_the_rank_trigger_fires_below_its_threshold_only_matrix_by_matrix():
     assert fired == [True, False]
     assert not torch.equal(matrix[0], M[0])
     assert torch.equal(matrix[1], M[1])
+
+
+def test_before_noise_start_nothing_is_drawn(monkeypatch):
+    drawn = []
+
+    def draw(seed, step, index, shape, compute=noise.gaussian):
+        drawn.append(step)
+        return compute(seed, step, index, shape)
+
+    monkeypatch.setattr("optim.core.noise.gaussian", draw)
+    M = random(7, 1, 4, 3)
+    matrices = [heuristics.perturb(M, M, M, [step], [0], group(noise_start=3)) for step in range(1, 6)]
+    assert drawn == [4, 5]
+    assert [fired for _, fired in matrices] == [[False]] * 3 + [[True]] * 2
+    assert all(matrix is M for matrix, _ in matrices[:3])
+
+
+@given(seed=seeds, m=sizes, n=sizes, nesterov=st.booleans())
+@quick
+def test_an_averaged_momentum_is_the_accumulated_one_at_another_scale(seed, m, n, nesterov):
+    accumulated = averaged = torch.zeros(1, m, n, dtype=torch.float64)
+    for step in range(1, 5):
+        g = random([seed, step], 1, m, n)
+        settings = {"nesterov": nesterov, "scale": 0.9}
+        accumulated, a = heuristics.advance(g, accumulated, [step], group(**settings))
+        averaged, b = heuristics.advance(g, averaged, [step], group(**settings, momentum_form="averaged"))
+    torch.testing.assert_close(averaged, accumulated * 0.05, atol=1e-12, rtol=1e-12)
+    torch.testing.assert_close(b, a * 0.05, atol=1e-12, rtol=1e-12)
+
+
+def test_a_bf16_momentum_is_damped_in_one_rounding():
+    M, g = random(8, 1, 20, 10).bfloat16(), random(9, 1, 20, 10).bfloat16()
+    damped = heuristics.damp_peaks(M, g, [0.9], 0.5)
+    by_hand = torch.where(g.abs() > g.abs().flatten().kthvalue(100).values, M * 0.9, M)
+    assert torch.equal(damped, by_hand)
 
 
 def test_a_gradient_of_zero_gets_no_noise():

@@ -148,6 +148,27 @@ def test_adding_an_identical_pair_never_turns_no_go_into_go(sample, margin):
 
 
 @EXAMPLES
+@given(samples(n_min=4, n_max=7), st.integers(1, 40), st.data())
+def test_a_copy_of_a_pair_never_turns_no_go_into_go(sample, margin, data):
+    at = data.draw(st.integers(0, len(sample[0]) - 1))
+    extended = tuple([*arm, arm[at]] for arm in sample)
+    before, after = (decide(PairedSample.of("arm", *arms), rule(margin)).verdict for arms in (sample, extended))
+    assert not (before is Verdict.NO_GO and after is Verdict.GO)
+
+
+@EXAMPLES
+@given(samples(n_min=4, shifts=st.integers(0, 60)), margins, st.data())
+def test_a_diverged_challenger_only_lowers_the_evidence_of_improvement(sample, margin, data):
+    at = data.draw(st.integers(0, len(sample[0]) - 1))
+    whole = PairedSample.of("arm", *sample)
+    runs = tuple(Run(seed=run.seed, status="diverged") if run.seed == at else run for run in whole.challenger)
+    before, after = (decide(arms, rule(margin)) for arms in (whole, whole.model_copy(update={"challenger": runs})))
+    assert after.verdict is not Verdict.GO
+    if before.e_improves is not None and before.e_improves > 1:
+        assert after.e_improves < before.e_improves
+
+
+@EXAMPLES
 @given(samples(), margins)
 def test_reported_results_are_capped(sample, margin):
     verdict = decide(PairedSample.of("arm", *sample, provenance="reported"), rule(margin)).verdict

@@ -132,12 +132,15 @@ def made_up(
             **study_changes,
         }
     )
+    names: dict[str, dict[str, object]] = {"arms": {}, "settings": {}}
+    registered = study.registration(names)
     records = [
         record(
             arm,
             seed,
             outcome,
             price=price,
+            registration=registered,
             early=(early or {}).get(arm, 0.0),
             **({"hashes": {**record(arm, seed, 4.0).hashes.model_dump(), "data": "0" * 64}} if arm in unlike else {}),
         )
@@ -165,9 +168,12 @@ def made_up(
         cells=[DeclaredCell(arm=arm, seed=seed, digest=digest(arm, seed)) for seed in seeds for arm in arms],
         records=[*records, *extra_records],
         registration=Registration(
-            registration="ab" * 32, registered_at="2025-01-02T03:00:00Z", commit="8346aac", declaration={}
+            registration=registered,
+            registered_at="2025-01-02T03:00:00Z",
+            commit="8346aac",
+            declaration={"study": study.declaration(), **names},
         ),
-        current_registration="cd" * 32 if amended else "ab" * 32,
+        current_registration="cd" * 32 if amended else registered,
         findings=list(findings),
         notes=[],
         ledger_sha256="9" * 64,

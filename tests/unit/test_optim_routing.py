@@ -35,7 +35,7 @@ class WithGetter(Hybrid):
 
 def groups(model, **options):
     table = optim.routing_table(optim.build("muon", model, **options))
-    return {name: (route, group) for name, _, route, group in table}
+    return {row.name: (row.route, row.group) for row in table}
 
 
 def test_hidden_matrices_alone_are_orthogonalised():
@@ -98,6 +98,7 @@ def test_one_learning_rate_reaches_both_parts_unless_adamw_has_its_own():
     [
         (lambda: nn.Linear(2, 2).requires_grad_(False), "Linear has no trainable parameter"),
         (lambda: nn.Linear(0, 3), r"parameter 'weight' is torch.float32 of shape \(3, 0\)"),
+        (lambda: nn.Linear(3, 0), r"parameter 'weight' is torch.float32 of shape \(0, 3\)"),
         (lambda: nn.Linear(2, 2, dtype=torch.complex64), "parameter 'weight' is torch.complex64"),
     ],
 )
@@ -106,6 +107,60 @@ def test_a_model_that_cannot_be_trained_is_refused(make, sentence):
     model = make()
     with pytest.raises(optim.RoutingError, match=sentence):
         optim.build("muon", model)
+
+
+def test_a_model_without_a_hidden_matrix_is_refused_by_what_orthogonalises_and_no_other():
+    for kind in optim.names():
+        model = nn.Sequential(nn.Embedding(5, 4), nn.LayerNorm(4))
+        if "orthogonalizer" not in optim.options_model(kind).model_fields:
+            assert len(optim.routing_table(optim.build(kind, model))) == 3
+            continue
+        with pytest.raises(
+            optim.RoutingError, match=r"Sequential has no hidden matrix to orthogonalise.* adamw"
+        ) as error:
+            optim.build(kind, model)
+        assert "\n" not in str(error.value)
+        assert optim.build(kind, model, route="all_matrices").param_groups[0]["name"] == "embedding"
+        with pytest.raises(optim.RoutingError, match="no embedding or head or hidden matrix"):
+            optim.build(kind, nn.LayerNorm(4), route="all_matrices")
+
+
+@pytest.mark.parametrize("added", [{"params": []}, {"params": [nn.Parameter(torch.ones(2, 2))]}])
+def test_a_group_that_the_routing_has_not_made_is_refused(added):
+    for kind in optim.names():
+        optimizer = optim.build(kind, Hybrid())
+        groups_before = len(optimizer.param_groups)
+        with pytest.raises(optim.RoutingError, match="holds no parameter or was not made by the routing"):
+            optimizer.add_param_group(dict(added))
+        with pytest.raises(optim.RoutingError, match="parameter group 'hidden' holds no parameter"):
+            optimizer.add_param_group({**optimizer.param_groups[0], "params": []})
+        assert len(optimizer.param_groups) == groups_before
+
+
+def test_the_table_says_which_method_orthogonalises_each_shape():
+    def methods(dtype=torch.float32, **options):
+        model = Hybrid().to(dtype)
+        table = optim.routing_table(optim.build("muon", model, route="all_matrices", **options))
+        assert all((row.orthogonalizer is None) == (row.route == "adamw") for row in table)
+        return {row.shape: row.orthogonalizer for row in table if row.route == "muon"}
+
+    for method in ("svd", "gram_eigh", "newton_schulz", "polar_express"):
+        assert set(methods(orthogonalizer=method).values()) == {method}
+    for dtype, seen in [
+        (torch.float32, torch.float32),
+        (torch.float64, torch.float64),
+        (torch.bfloat16, torch.float32),
+    ]:
+        found = methods(dtype, orthogonalizer="auto")
+        assert found == {shape: optim.resolve_orthogonalizer(shape, seen, "cpu") for shape in found}
+
+
+def test_what_adamw_updates_is_warmed_up_unless_told_otherwise():
+    for kind in optim.names():
+        assert {group["warmup"] for group in optim.build(kind, Hybrid()).param_groups} == {True}
+        if "warmup_adamw" in optim.options_model(kind).model_fields:
+            cold = optim.build(kind, Hybrid(), warmup_adamw=False).param_groups
+            assert {(group["route"], group["warmup"]) for group in cold} == {("muon", True), ("adamw", False)}
 
 
 @pytest.mark.parametrize("seed", [-1, 1.0, "3", True, None])

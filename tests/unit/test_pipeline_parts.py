@@ -16,6 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from muonlab.pipeline.attempts import AttemptProgress, CellScratch
+from muonlab.pipeline.conclude import read_evaluations, read_standing
+from muonlab.pipeline.declare import read_registration
 from muonlab.pipeline.fingerprint import code_fingerprint, environment
 from muonlab.pipeline.layout import Layout
 from muonlab.pipeline.pool import PoolState
@@ -23,7 +25,7 @@ from muonlab.pipeline.processes import provenance
 from muonlab.pipeline.progress import PoolWatcher, duration
 from muonlab.pipeline.tuning import choose, write_choices
 from muonlab.registry.cell import Cell, Inputs, OptimizerSpec
-from muonlab.registry.errors import UsageError
+from muonlab.registry.errors import MuonlabError, UsageError
 from muonlab.registry.settings import WorkloadSettings
 from muonlab.registry.study import Study
 from muonlab.stats.guardrails import diverged
@@ -195,6 +197,20 @@ def test_only_an_attempt_that_nobody_runs_is_recorded_as_abandoned(tmp_path: Pat
         assert scratch.records() == []
     scratch.sweep_unless_held()
     assert [record.status for record in scratch.records()] == ["abandoned"]
+
+
+def test_files_that_the_pipeline_did_not_write_are_named_and_not_read(tmp_path: Path) -> None:
+    layout = Layout(root=tmp_path, main=tmp_path)
+    for name, read in (
+        ("experiments/s/registration.json", read_registration),
+        ("reports/s/evaluations.jsonl", read_evaluations),
+        ("reports/s/stats.json", read_standing),
+    ):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("{}\n")
+        with pytest.raises(MuonlabError, match=name):
+            read(layout, "s")
 
 
 def test_a_trainer_waits_for_a_sweep_and_not_for_a_trainer(tmp_path: Path) -> None:

@@ -67,6 +67,8 @@ def test_default_study_is_what_the_issue_declares() -> None:
         ({"alpha": 0.7}, ["study.decision.alpha", "0.7", "less than 0.5"]),
         ({"plan": {"fixed": 4}}, ["5 seeds do not match plan fixed: 4"]),
         ({"price_usd_per_gpu_hour": 2.8}, ["budget"]),
+        ({"decision": {"min_effect": "1%", "correction": "dunnett"}}, ["plan is sequential", "plan: {fixed: n}"]),
+        ({"decision": {"min_effect": "1%", "correction": "tukey"}}, ["correction", "'tukey'", "'dunnett'"]),
         ({"challenger": ["nolah"]}, ["unknown key 'study.challenger'", "'challengers'"]),
         ({"grid": {"lr": [1]}}, ["kind: tuning"]),
     ],
@@ -104,6 +106,15 @@ def test_adding_the_next_seeds_of_a_sequential_plan_keeps_the_registration(seeds
 )
 def test_any_other_change_is_another_registration(change: dict[str, object]) -> None:
     assert declare(**change).registration({}) != declare().registration({})
+
+
+def test_holm_is_what_a_declaration_without_the_key_means() -> None:
+    fixed = {"min_effect": "0.5%", "plan": {"fixed": 5}}
+    said = {name: declare(decision={**fixed, "correction": name}).registration({}) for name in ("holm", "dunnett")}
+    assert said["holm"] == declare(decision=fixed).registration({})
+    # The key is younger than declarations without it, whose hash it must not change.
+    assert "correction" not in declare(decision=fixed).declaration()["decision"]
+    assert said["holm"] != said["dunnett"]
 
 
 def test_what_an_arm_stands_for_is_part_of_the_registration() -> None:

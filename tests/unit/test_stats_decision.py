@@ -135,7 +135,7 @@ def test_a_caller_keeps_simulated_t_star():
     value = t_star(6, 0.01, n_min=4, g=1.5, cache=cache)
     assert list(cache.values()) == [value]
     key = next(iter(cache))
-    assert t_star(6, 0.01, n_min=4, g=1.5, cache={key: 9.0}) == 9.0
+    assert t_star(6, 0.01, n_min=4, g=1.5, cache={key: value + 0.001}) == value + 0.001
 
 
 # --- guardrails and divergence
@@ -277,6 +277,94 @@ def test_holm_keeps_undefined_p_in_the_count():
     assert holm([0.01, None, 0.02]) == [pytest.approx(0.03), None, pytest.approx(0.04)]
 
 
+def test_undeclared_arms_count_and_are_never_rejected():
+    strong, weak = sample(0.004, 6, arm="strong"), at_evidence(30, 6, "weak")
+    loose = rule(min_effect=1e-6)
+    assert decide(weak, loose).verdict is Verdict.GO
+    (picked,) = decide_family([weak], loose, undeclared=1)
+    assert picked.verdict is Verdict.INCONCLUSIVE  # 30 is below 40
+    assert (picked.family_size, picked.level_improves) == (2, 0.025)
+    assert picked.p_adjusted == pytest.approx(2 * describe(weak, loose).p_one_sided)
+    assert any("the family is taken as 2: 1 arm that is not declared" in reason for reason in picked.reasons)
+    # Rejecting one frees level for the rest, but never more than the undeclared leave.
+    second = decide_family([strong, weak], loose, undeclared=6)[1]
+    assert second.level_improves == pytest.approx(0.05 / 7)
+
+
+# --- Dunnett, where it is declared
+
+FAMILY = {
+    "nolah": [602, 637, 575, 624, 609],
+    "second": [590, 601, 588, 602, 581],
+    "third": [630, 633, 617, 641, 611],
+}
+"""Losses are 2 + x 1e-4; the protocol's worked family, with the baseline below."""
+FAMILY_BASELINE = 2 + np.array([623, 641, 610, 635, 618]) * 1e-4
+
+
+def family(**changes) -> list[PairedSample]:
+    return [
+        PairedSample.of(arm, FAMILY_BASELINE, 2 + np.array(x) * 1e-4).model_copy(update=changes.get(arm, {}))
+        for arm, x in FAMILY.items()
+    ]
+
+
+def dunnett(**changes) -> Rule:
+    return rule(**({"plan": "fixed", "fixed_n": 5, "correction": "dunnett", "min_effect": 0.001} | changes))
+
+
+def test_dunnett_decides_by_the_protocols_adjusted_p():
+    decisions = decide_family(family(), dunnett())
+    assert [d.p_adjusted for d in decisions] == pytest.approx([0.0211448, 0.0001304, 0.8075], rel=3e-4)
+    assert [d.verdict for d in decisions] == [Verdict.GO, Verdict.GO, Verdict.INCONCLUSIVE]
+    assert [d.correction for d in decisions] == ["dunnett"] * 3
+    assert any("Dunnett's p = 0.02114 <= 0.05" in reason for reason in decisions[0].reasons)
+    assert any("assumes that the noise of all arms is equal" in reason for reason in decisions[0].reasons)
+    # At a stricter alpha the first is not established, as its p says.
+    assert decide_family(family(), dunnett(alpha=0.02))[0].verdict is Verdict.INCONCLUSIVE
+
+
+def test_dunnett_shifts_the_losses_by_the_margin_for_b_and_c():
+    margin = 0.05  # far above every difference: all are within it
+    assert {d.verdict for d in decide_family(family(), dunnett(min_effect=margin))} == {Verdict.EQUIVALENT}
+    worse = [
+        s.model_copy(
+            update={"challenger": tuple(r.model_copy(update={"loss": r.loss + 2 * margin}) for r in s.challenger)}
+        )
+        for s in family()
+    ]
+    assert {d.verdict for d in decide_family(worse, dunnett(min_effect=margin))} == {Verdict.NO_GO}
+
+
+def test_dunnett_of_one_challenger_is_the_paired_t():
+    (one,) = decide_family(family()[:1], dunnett())
+    assert one.p_adjusted == pytest.approx(describe(family()[0], dunnett()).p_one_sided, rel=1e-6)
+    assert decide_family(family()[:1], dunnett(), undeclared=2)[0].p_adjusted > one.p_adjusted
+
+
+def test_dunnett_needs_complete_blocks():
+    short = family()[1].baseline[:4], family()[1].challenger[:4]
+    other = {"second": {"baseline": short[0], "challenger": short[1]}}
+    decisions = decide_family(family(**other), dunnett(fixed_n="at_hand"))
+    assert {d.verdict for d in decisions} == {Verdict.INVALID}
+    assert "the arms' seeds differ (nolah: 0, 1, 2, 3, 4; second: 0, 1, 2, 3;" in decisions[0].reasons[0]
+    waiting = decide_family(family(second={"missing_cells": ("cell second-4 is missing",)}), dunnett())
+    assert {d.verdict for d in waiting} == {Verdict.INCOMPLETE}
+    assert waiting[0].reasons[0].endswith("pools the spread of all arms, and second is INCOMPLETE")
+    assert waiting[0].p_adjusted is None
+    broken = decide_family(family(second={"integrity_failures": ("edited",)}), dunnett())
+    assert {d.verdict for d in broken} == {Verdict.INVALID}
+    assert broken[1].reasons[0] == "edited"
+
+
+def test_an_amended_plan_does_not_use_dunnett():
+    ours, theirs = (decide_family(family(), dunnett(amended=True, correction=c)) for c in ("dunnett", "holm"))
+    assert [d.verdict for d in ours] == [d.verdict for d in theirs]
+    assert [d.p_adjusted for d in ours] == [d.p_adjusted for d in theirs]
+    assert {d.correction for d in ours} == {"holm"}
+    assert any("Dunnett's test, declared for one look, is replaced" in reason for reason in ours[0].reasons)
+
+
 # --- what to do next
 
 
@@ -350,6 +438,7 @@ def test_the_chance_reached_is_the_declared_one():
         {"plan": "fixed"},
         {"fixed_n": 8},
         {"plan": "fixed", "fixed_n": 3},
+        {"correction": "dunnett"},
         {"unknown": 1},
     ],
 )

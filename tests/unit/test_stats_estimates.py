@@ -22,6 +22,9 @@ from muonlab.stats.evidence import (
 )
 from muonlab.stats.rule import Rule
 from muonlab.stats.sample import PairedSample
+from muonlab.stats.speed import speed_to_target
+from muonlab.stats.spending import cost_difference, cost_to_target
+from muonlab.stats.threshold import t_star
 
 RULE = Rule(min_effect=0.002, min_effect_unit="nats", price_per_pair_usd=7)
 BASELINE = 2.06 + np.array([2, 4, 1, 3, 2, 3, 0, 4, 2, 1, 3, 2, 1, 4, 2, 3, 0]) * 1e-3
@@ -178,3 +181,71 @@ def test_no_improvement_has_no_price():
 
 def test_an_interval_that_touches_zero_is_unbounded():
     assert cost_per_point(0.2, (0.0, 0.4), 7.0).high is None
+
+
+def test_cost_difference_is_the_paired_t():
+    base, chal = np.array([3.1, 2.9, 3.4, 3.0]), np.array([3.5, 3.6, 3.5, 3.7])
+    library = stats.ttest_rel(base, chal)
+    cost = cost_difference(base, chal)
+    assert cost.ci95 == pytest.approx(tuple(library.confidence_interval(0.95)))
+    assert cost.p_two_sided == pytest.approx(library.pvalue)
+    assert cost.rel_diff_pct == pytest.approx(100 * (base - chal).mean() / base.mean())
+    assert cost_difference(chal, base).mean_diff == -cost.mean_diff
+
+
+def test_cost_difference_says_what_is_undefined():
+    assert "one pair" in cost_difference([1.0], [2.0]).undefined["ci95"]
+    assert "s = 0" in cost_difference([1.0, 1.0], [2.0, 2.0]).undefined["ci95"]
+    assert cost_difference([0.0, 0.0], [0.0, 1.0]).rel_diff_pct is None
+    for bad in ([], [-1.0], [np.nan]):
+        with pytest.raises(ValueError, match="cost difference"):
+            cost_difference(bad, bad)
+
+
+STEPS = [50, 100, 150, 200]
+BASE = np.array([[2.60, 2.40, 2.30, 2.24], [2.62, 2.41, 2.31, 2.25], [2.61, 2.43, 2.29, 2.23]])
+CHAL = np.array([[2.70, 2.35, 2.26, 2.20], [2.71, 2.38, 2.25, 2.21], [2.69, 2.36, 2.27, 2.19]])
+
+
+def test_cost_to_target_is_speed_at_equal_prices_and_divides_by_the_price_of_a_step():
+    speed = speed_to_target(STEPS, BASE, CHAL, target=2.3)
+    same = cost_to_target(STEPS, BASE, CHAL, target=2.3, baseline_per_step=0.01, challenger_per_step=0.01)
+    dearer = cost_to_target(STEPS, BASE, CHAL, target=2.3, baseline_per_step=0.01, challenger_per_step=[0.015] * 3)
+    assert same.geometric_mean_ratio == pytest.approx(speed.geometric_mean_ratio)
+    assert same.ratio_ci95 == pytest.approx(speed.ratio_ci95)
+    assert dearer.geometric_mean_ratio == pytest.approx(speed.geometric_mean_ratio / 1.5)
+    assert dearer.p_two_sided != speed.p_two_sided
+    # The first pair arrives at steps 150 and 127.778: the protocol's worked example, at a cent a step.
+    first = cost_to_target(STEPS, BASE[:1], CHAL[:1], target=2.3, baseline_per_step=0.01, challenger_per_step=0.01)
+    assert (first.baseline_mean, first.challenger_mean) == pytest.approx((1.5, 1.27778), abs=5e-6)
+    assert first.difference.mean_diff == pytest.approx(0.22222, abs=5e-6)
+
+
+def test_a_run_that_never_arrives_leaves_no_mean_cost():
+    cost = cost_to_target(STEPS, BASE, CHAL, target=2.24, baseline_per_step=0.01, challenger_per_step=0.01)
+    assert (cost.baseline_never, cost.challenger_never) == (1, 0)
+    assert (cost.baseline_mean, cost.difference, cost.geometric_mean_ratio) == (None, None, None)
+    assert cost.challenger_mean > 0
+    assert cost.median_ratio > 1
+    assert cost.sign_p_one_sided == pytest.approx(1 / 8)
+    neither = cost_to_target(STEPS, BASE, CHAL, target=1.0, baseline_per_step=0.01, challenger_per_step=0.01)
+    assert neither.undefined["sign_p_one_sided"] == "every pair is a tie"
+    with pytest.raises(ValueError, match="prices above 0"):
+        cost_to_target(STEPS, BASE, CHAL, target=2.3, baseline_per_step=0.0, challenger_per_step=0.01)
+
+
+# --- t*
+
+
+def test_a_cached_t_star_is_taken_unless_no_t_star_can_be_so():
+    """Below the t of a single look, a cached value would reject more often than alpha allows."""
+    arguments = {"n_min": 4, "g": 1.5}
+    cache: dict[str, float] = {}
+    value = t_star(5, 0.1, cache=cache, **arguments)
+    (key,) = cache
+    cache[key] = value + 0.001
+    assert t_star(5, 0.1, cache=cache, **arguments) == value + 0.001
+    for forged in (0.5, float(stats.t.ppf(0.9, 4)) - 0.01, 1e3, float("nan")):
+        cache[key] = forged
+        assert t_star(5, 0.1, cache=cache, **arguments) == value
+        assert cache[key] == value

@@ -1,0 +1,31 @@
+"""`muon next`: the next pairs that are worth running, and their price."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+
+
+@click.command("next")
+@click.argument("study", required=False)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
+def next_(study: str | None, as_json: bool) -> None:
+    """Say which pairs are worth running next, why, at what price, and with what chance of a decision.
+
+    STUDY is the study's folder under experiments/; by default, the one that params.yaml names. Looks at all the
+    evidence again. Exits with 3 when runs are missing, 4 when the pairs are over the budget, 5 when the evidence
+    contradicts itself, and says what to mend.
+    """
+    from muonlab.pipeline.advice import advise
+    from muonlab.pipeline.layout import Layout
+    from muonlab.pipeline.resolve import load_params
+
+    layout = Layout.find()
+    advice = advise(layout, study or load_params(layout.params).study)
+    if as_json:
+        click.echo(advice.model_dump_json(indent=2))
+    else:
+        for line in advice.lines():
+            click.echo(line)
+    sys.exit(advice.exit_code)
