@@ -65,7 +65,7 @@ def main() -> None:
     plt.rcParams |= {"svg.hashsalt": "muonlab", "svg.fonttype": "none", "font.family": "sans-serif", "font.size": 10}
     figure, grid = plt.subplots(3, 2, figsize=(9, 9.6), layout="constrained")
     panels = (
-        ("opt_turn_from_muon", PARTS, "1 − cosine to Muon's own update", "a  How far each part turns the update"),
+        ("opt_turn", PARTS, "1 − cosine to Muon's own update", "a  How far each part turns the update"),
         ("opt_momentum_rms", ("muon", *PARTS), "rms of the momentum", "b  Scale of the momentum"),
         (
             "opt_effective_rank_share_after",

@@ -12,9 +12,8 @@
     effective_rank_share_before   effective rank / k of what Muon would orthogonalise: M, or g + mu*M
     effective_rank_share_after    effective rank / k of what was orthogonalised
     numerical_rank_share          numerical rank / k of the same
-    turn                          1 - cosine of update and polar of the former: 0 where projection and noise
-                                  did nothing; the gate's part is in M, and is the next one
-    gate_turn                     1 - cosine of gate(g) and g; only where there is a gate
+    turn                          1 - cosine of the update and Muon's own, the polar factor of the momentum that
+                                  the same gradients give without gate, damping, projection and noise
 
     (the share of damped entries is none of them: the quantile is exact, so it is 1 - quantile but for ties)
 
@@ -36,7 +35,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from optim.core import heuristics
 from optim.core.methods import method_options
 from optim.core.orthogonalize import polar
 from optim.core.spectrum import effective_rank, numerical_rank, singular_values
@@ -61,16 +59,19 @@ def of_parameters(grads: Sequence[Tensor], momenta: Sequence[Tensor], changes: S
     }
 
 
-def of_orthogonalized(grad: Tensor, plain: Tensor, matrix: Tensor, update: Tensor, group: Mapping[str, Any]) -> Rows:
+def of_orthogonalized(
+    plain: Tensor, matrix: Tensor, update: Tensor, own: Tensor | None, group: Mapping[str, Any]
+) -> Rows:
     """What is known of a sample of b matrices [b, m, n], each a mean that is repeated b times.
 
     `plain` is the momentum after gate and damping (with Nesterov's gradient), `matrix` what projection and
-    noise made of it (the same tensor where they did nothing), `update` its polar factor.
+    noise made of it (the same tensor where they did nothing), `update` its polar factor. `own` is what Muon
+    would have in place of `plain`, of the sample alone; None where that is `plain`.
     """
     b, m, n = matrix.shape
     chosen = sample(b, m, n)
     untouched = matrix is plain
-    grad, plain, matrix, update = grad[chosen], plain[chosen], matrix[chosen], update[chosen]
+    plain, matrix, update = plain[chosen], matrix[chosen], update[chosen]
     k = min(m, n)
     method, options = method_options(group)
     singular = singular_values(plain if untouched else torch.cat([plain, matrix]))
@@ -79,10 +80,13 @@ def of_orthogonalized(grad: Tensor, plain: Tensor, matrix: Tensor, update: Tenso
         "effective_rank_share_before": effective_rank(before).mean() / k,
         "effective_rank_share_after": effective_rank(after).mean() / k,
         "numerical_rank_share": numerical_rank(after, m, n).double().mean() / k,
-        "turn": torch.zeros(()) if untouched else _turn(update, polar(plain, method, **options)).mean(),
+        "turn": torch.zeros(()),
     }
-    if group["gate"] != "identity":
-        means["gate_turn"] = _turn(heuristics.gated_gradient(grad, group), grad).mean()
+    if own is not None or not untouched:
+        reference = plain if own is None else own
+        # Muon's own momentum may overflow where a gate has kept this one small.
+        known = bool(reference.isfinite().all())
+        means["turn"] = _turn(update, polar(reference, method, **options)).mean() if known else torch.tensor(math.nan)
     return {name: [float(mean)] * b for name, mean in means.items()}
 
 

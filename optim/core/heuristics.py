@@ -57,6 +57,18 @@ def advance(grad: Tensor, momentum: Tensor, steps: Sequence[int], group: Mapping
     return momentum, gated.lerp(momentum, mu) if averaged else gated + mu * momentum
 
 
+def bends_momentum(group: Mapping[str, Any]) -> bool:
+    """Whether M is another than Muon's on the same gradients."""
+    return any(group[name] != OFF[name] for name in ("gate", "normalize", "scale", "scale_start"))
+
+
+def advance_as_muon(
+    grad: Tensor, momentum: Tensor, steps: Sequence[int], group: Mapping[str, Any]
+) -> tuple[Tensor, Tensor]:
+    """`advance` of Muon itself with this group's momentum settings."""
+    return advance(grad, momentum, steps, {**group, **OFF})
+
+
 def gated_gradient(grad: Tensor, group: Mapping[str, Any]) -> Tensor:
     """gate(normalize(g)): what the momentum accumulates."""
     return gate(normalize(grad, group["normalize"]), group["gate"])

@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from torch.optim.adamw import adamw
 
 from optim.core import heuristics, sharding
-from optim.core.diagnostics import Rows, of_orthogonalized, of_parameters
+from optim.core.diagnostics import Rows, of_orthogonalized, of_parameters, sample
 from optim.core.errors import GradientError, NonFiniteError, RoutingError, StateMismatchError
 from optim.core.methods import method_options
 from optim.core.options import Options
@@ -213,10 +213,11 @@ class RoutedOptimizer(torch.optim.Optimizer):
                 weight.mul_(1 - group["lr"] * group["weight_decay"])
             weight.add_(update[i], alpha=-lr)
             _write_back(parameter, weight)
+        own = _muons_own(item) if group["diagnose_every"] > 0 and heuristics.bends_momentum(group) else None
         if rows is not None:
             changes = [weight - old for weight, old in zip(weights, before, strict=True)]
             _extend(rows, of_parameters(list(item.grad), list(item.momentum), changes))
-            _extend(rows, of_orthogonalized(item.grad, item.plain, item.matrix, update, group))
+            _extend(rows, of_orthogonalized(item.plain, item.matrix, update, own, group))
 
     def _adamw_step(self, group: dict[str, Any], rows: Rows | None) -> None:
         parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
@@ -363,6 +364,20 @@ def _perturbed(item: _Step) -> _Step:
     projected = heuristics.project(item.plain, item.group["project"])
     matrix, fired = heuristics.perturb(projected, item.grad, item.momentum, item.steps, item.indices, item.group)
     return item._replace(matrix=matrix, fired=fired)
+
+
+def _muons_own(item: _Step) -> Tensor:
+    """What Muon would orthogonalise on the same gradients, for the diagnostics' sample of the matrices.
+
+    Kept beside their state as `muon_momentum`; nothing but a diagnostic depends on it.
+    """
+    chosen = sample(*item.grad.shape)
+    states = [item.states[i] for i in chosen]
+    held = torch.stack([state.get("muon_momentum", torch.zeros_like(state["momentum_buffer"])) for state in states])
+    momentum, own = heuristics.advance_as_muon(item.grad[chosen], held, [item.steps[i] for i in chosen], item.group)
+    for state, new in zip(states, momentum, strict=True):
+        state["muon_momentum"] = new.clone()
+    return own
 
 
 def _bad_matrix(pending: list[_Step], what: str) -> str | None:

@@ -541,7 +541,11 @@ def test_diagnostics_are_of_the_declared_steps_and_change_nothing(kind):
         assert all(type(value) is float and np.isfinite(value) and value >= -1e-12 for value in found.values())
         assert all(value <= 1 + 1e-12 for name, value in found.items() if name.endswith("_share"))
     assert {"grad_norm", "update_rms"} <= set(found)
-    assert same(silent.state_dict()["state"], speaking.state_dict()["state"])
+    told = {
+        index: {name: value for name, value in state.items() if name != "muon_momentum"}  # a diagnostic's alone
+        for index, state in speaking.state_dict()["state"].items()
+    }
+    assert same(silent.state_dict()["state"], told)
     assert all(torch.equal(a, b) for a, b in zip(quiet.parameters(), observed.parameters(), strict=True))
 
 
@@ -602,6 +606,26 @@ def test_turn_is_zero_for_muon_and_noise_is_counted():
         assert found[kind]["noise_fired_share"] == 1
         assert found[kind]["turn"] > 0
         assert found[kind]["effective_rank_share_before"] != found[kind]["effective_rank_share_after"]
+
+
+@pytest.mark.parametrize("part", [{"gate": "tanh"}, {"scale": 0.5}, {"normalize": "rms"}], ids=str)
+def test_the_turn_of_a_part_that_bends_the_momentum_survives_a_resume(part):
+    """It is measured against Muon's own momentum, which is then state too, of the sample alone."""
+    off = {"gate": "identity", "scale": 1.0, "project": "identity"}
+    turns = []
+    for resumed in (False, True):
+        model = tiny()
+        optimizer = optim.build("nolah", model, lr=0.02, diagnose_every=4, **{**off, **part})
+        train(model, optimizer, range(3))
+        if resumed:
+            saved, optimizer = (
+                optimizer.state_dict(),
+                optim.build("nolah", model, lr=0.02, diagnose_every=4, **{**off, **part}),
+            )
+            optimizer.load_state_dict(saved)
+        train(model, optimizer, [3])
+        turns.append(optimizer.diagnostics()["turn"])
+    assert turns[0] == turns[1] > 1e-4
 
 
 if __name__ == "__main__":

@@ -288,29 +288,33 @@ def test_switched_on_each_variant_is_not_muon():
 
 
 def test_diagnostics_by_their_definitions(monkeypatch):
-    model = Matrices(torch.float64)
-    optimizer = optim.build("nolah", model, lr=LR, diagnose_every=1)
-    rows = []
-    for w, g in zip(model.weights, gradients(0), strict=True):
-        w.grad = torch.from_numpy(g)
-        M = gated = np.tanh(g) * np.abs(g)  # the first momentum: nothing has been accumulated
-        M = np.where(np.abs(g) > np.quantile(np.abs(g), 0.95), M * 0.90, M)
-        X = M * sigmoid(M)
-        k = min(g.shape)
-        rows.append(
-            {
-                "grad_norm": np.linalg.norm(g),
-                "update_rms": LR * math.sqrt(k / g.size),  # a full isometry has Frobenius norm sqrt(k)
-                "momentum_rms": np.sqrt(np.mean(M**2)),
-                "effective_rank_share_before": effective_rank(M) / k,
-                "effective_rank_share_after": effective_rank(X) / k,
-                "numerical_rank_share": 1.0,
-                "turn": 1 - np.sum(np_polar(M) * np_polar(X)) / k,
-                "gate_turn": 1 - np.sum(gated * g) / (np.linalg.norm(gated) * np.linalg.norm(g)),
-                "noise_fired_share": 0.0,
-            }
-        )
     monkeypatch.setattr("optim.core.diagnostics.SAMPLE_ENTRIES", 10**6)  # every matrix, not a sample
-    optimizer.step()
+    model = Matrices(torch.float64)
+    optimizer = optim.build("nolah", model, lr=LR, diagnose_every=2)
+    momenta = [(np.zeros(shape), np.zeros(shape)) for shape in SHAPES]
+    for step in range(2):
+        rows = []
+        for i, (w, g) in enumerate(zip(model.weights, gradients(step), strict=True)):
+            w.grad = torch.from_numpy(g)
+            M, own = momenta[i]
+            gated = np.tanh(g) * np.abs(g)
+            M, own = 0.95 * M + gated, 0.95 * own + g
+            M = np.where(np.abs(g) > np.quantile(np.abs(g), 0.95), M * 0.90, M)
+            momenta[i] = M, own
+            X = M * sigmoid(M)
+            k = min(g.shape)
+            rows.append(
+                {
+                    "grad_norm": np.linalg.norm(g),
+                    "update_rms": LR * math.sqrt(k / g.size),  # a full isometry has Frobenius norm sqrt(k)
+                    "momentum_rms": np.sqrt(np.mean(M**2)),
+                    "effective_rank_share_before": effective_rank(M) / k,
+                    "effective_rank_share_after": effective_rank(X) / k,
+                    "numerical_rank_share": 1.0,
+                    "turn": 1 - np.sum(np_polar(own) * np_polar(X)) / k,  # against Muon's own momentum
+                    "noise_fired_share": 0.0,
+                }
+            )
+        optimizer.step()
     found = optimizer.diagnostics()
     assert found == pytest.approx({name: np.mean([row[name] for row in rows]) for name in rows[0]}, rel=1e-6)
