@@ -251,6 +251,7 @@ def train_cell(
                     for row in outcome.curve
                     if "val_loss" in row
                 ],
+                "orthogonalizers": outcome.orthogonalizers,
                 "hashes": {
                     **base["hashes"],
                     "init": outcome.init_sha256,

@@ -80,6 +80,8 @@ class RunRecord(Closed):
     device_count: int
     cost_usd: float
     curve: list[CurvePoint]
+    orthogonalizers: dict[str, str] = {}
+    """Which method made the updates of the matrices of each shape, `m x n`, orthogonal: what `auto` came to."""
     hashes: Hashes
     provenance: Provenance
     error: str | None = None

@@ -411,6 +411,10 @@ def family_text(standing: Standing) -> str:
     )
 
 
+APPROXIMATE = ("newton_schulz", "polar_express")
+"""Orthogonalizers whose updates are not orthogonal to rounding: not a faster Muon, but another optimizer."""
+
+
 def orthogonalizers(standing: Standing) -> list[str]:
     """How every arm that has an orthogonalizer makes its updates orthogonal; nothing where none has one."""
     methods = {
@@ -420,9 +424,19 @@ def orthogonalizers(standing: Standing) -> list[str]:
     }
     if not methods:
         return []
-    text = f"Orthogonalizer: {', '.join(f'{arm} {method}' for arm, method in methods.items())}."
+    used = {
+        arm: sorted({m for r in standing.snapshot.records if r.arm == arm for m in r.orthogonalizers.values()})
+        for arm in methods
+    }
+    named = [
+        f"{arm} {method}" + (f" (here {listed(used[arm])})" if method == "auto" and used[arm] else "")
+        for arm, method in methods.items()
+    ]
+    text = f"Orthogonalizer: {', '.join(named)}."
     if len(set(methods.values())) > 1:
         text += " The arms do not share one, so that a part of a difference may be that of the orthogonalizers."
+    if any(method in APPROXIMATE for method in methods.values()):
+        text += f" {listed(sorted(set(APPROXIMATE) & set(methods.values())))}: approximate, hence another optimizer."
     return [text]
 
 

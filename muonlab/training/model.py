@@ -64,7 +64,9 @@ def build(
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return GraniteMoeHybridForCausalLM(config).to(getattr(torch, weights))
+        model = GraniteMoeHybridForCausalLM(config)
+    model.to(getattr(torch, weights))
+    return model
 
 
 def token_losses(model: Model, tokens: torch.Tensor) -> torch.Tensor:
