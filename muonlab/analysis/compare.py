@@ -27,7 +27,7 @@ from muonlab.stats.decision import CLAIMS, NOT_NO_EFFECT, NOT_TESTED, Decision, 
 from muonlab.stats.dunnett import blocked_dunnett
 from muonlab.stats.effect import Estimates, Interval, describe, t_interval
 from muonlab.stats.guardrails import early_regress
-from muonlab.stats.kernel import classify, is_last_look
+from muonlab.stats.kernel import Cache, classify, is_last_look
 from muonlab.stats.result import Result
 from muonlab.stats.rule import Rule
 from muonlab.stats.sample import Floats, PairedSample, Pairs, pair
@@ -162,7 +162,7 @@ class Report(BaseModel):
     notes: tuple[str, ...]
 
 
-def compare(results: Results, question: Question) -> Report:
+def compare(results: Results, question: Question, *, t_star_cache: Cache | None = None) -> Report:
     """Decide the family of a file's challengers, and report those that are asked for.
 
     Raises UsageError where the file does not hold what the question needs.
@@ -179,7 +179,7 @@ def compare(results: Results, question: Question) -> Report:
     found = (
         _without_pairs(results, question, family)
         if question.unpaired
-        else _by_pairs(results, question, family, printed)
+        else _by_pairs(results, question, family, printed, t_star_cache)
     )
     comparisons = tuple(
         Comparison(**_priced(values, prices[values["arm"]], _pair_mean(results, question, values["arm"], "seconds")))
@@ -295,14 +295,14 @@ def _check_seeds(results: Results, question: Question, printed: Sequence[str]) -
 
 
 def _by_pairs(
-    results: Results, question: Question, family: Sequence[str], printed: Sequence[str]
+    results: Results, question: Question, family: Sequence[str], printed: Sequence[str], cache: Cache | None
 ) -> list[dict[str, Any]]:
     _check_seeds(results, question, printed)
     samples = [results.paired(question.baseline, arm, provenance=question.provenance) for arm in family]
     if question.target is not None:
-        return _speed_by_pairs(results, question, samples, printed)
+        return _speed_by_pairs(results, question, samples, printed, cache)
     rule = question.rule
-    decisions = decide_family(samples, rule)
+    decisions = decide_family(samples, rule, t_star_cache=cache)
     dunnett = _dunnett(samples, rule)
     found = []
     for sample, decision in zip(samples, decisions, strict=True):
@@ -346,7 +346,7 @@ def _dunnett(samples: Sequence[PairedSample], rule: Rule) -> dict[str, float]:
 
 
 def _speed_by_pairs(
-    results: Results, question: Question, samples: Sequence[PairedSample], printed: Sequence[str]
+    results: Results, question: Question, samples: Sequence[PairedSample], printed: Sequence[str], cache: Cache | None
 ) -> list[dict[str, Any]]:
     """Decide on log steps to the target; an arm with a run that never arrives stays in the family, untested there."""
     rule = question.rule.model_copy(update={"min_effect": _log_margin(question.rule), "min_effect_unit": "nats"})
@@ -354,7 +354,7 @@ def _speed_by_pairs(
     samples = [sample.model_copy(update={"integrity_failures": ()}) for sample in samples]
     races = [_race(results, question, pair(sample, question.rule)) for sample in samples]
     in_steps = [_in_log_steps(sample, race) for sample, race in zip(samples, races, strict=True)]
-    decisions = decide_family(in_steps, rule)
+    decisions = decide_family(in_steps, rule, t_star_cache=cache)
     found = []
     for sample, race, decision in zip(in_steps, races, decisions, strict=True):
         if sample.arm not in printed:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from muonlab.cli.options import t_star_cache
 from muonlab.registry.errors import UsageError
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ def calibrate(studies: int, seed: int, noise_from: str | None, as_json: bool, **
         declared, own = declared_rule(standing), _own_noise(noise_from, standing)
     rule = rule_of({**declared, **{name: value for name, value in asked.items() if value is not None}})
     try:
-        report = simulate(rule, studies=studies, seed=seed, own=own)
+        report = simulate(rule, studies=studies, seed=seed, own=own, cache=t_star_cache())
     except ValueError as error:
         raise UsageError(f"muon calibrate: {error}") from None
     click.echo(report.model_dump_json(indent=2) if as_json else render(report))

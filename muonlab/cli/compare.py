@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from muonlab.cli.options import columns, size, t_star_cache
 from muonlab.registry.errors import UsageError
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ def compare(results: Path, **asked: Any) -> None:
     if (target := asked["target"]) is not None and not 0 < target < float("inf"):
         raise UsageError(f"--target: found {target:g}; it should be a loss above 0.")
     rule = _rule(**asked)
-    table = read_results(results, _columns(asked["columns"]), diverged_loss=diverged)
+    table = read_results(results, columns(asked["columns"]), diverged_loss=diverged)
     if asked["baseline"] is None:
         raise UsageError(f"--baseline is missing; name one of the arms of {results}: {', '.join(table.arms)}.")
     report = answer(
@@ -76,6 +77,7 @@ def compare(results: Path, **asked: Any) -> None:
             provenance=asked["provenance"],
             cost_per_pair_usd=asked["cost_per_pair"],
         ),
+        t_star_cache=t_star_cache(),
     )
     click.echo(report.model_dump_json(indent=2) if asked["as_json"] else render(report))
     sys.exit(exit_code(report, fail_on_no_go=asked["fail_on_no_go"]))
@@ -87,7 +89,7 @@ def _rule(**asked: Any) -> Rule:
 
     from muonlab.stats.rule import Rule
 
-    size, unit = _min_effect(asked["min_effect"], of_steps=asked["target"] is not None)
+    margin, unit = _min_effect(asked["min_effect"], of_steps=asked["target"] is not None)
     if asked["unpaired"] and asked["plan"] == "sequential":
         raise UsageError(
             "--unpaired with --plan sequential: no test of unpaired runs here may be looked at more than once; use "
@@ -101,7 +103,7 @@ def _rule(**asked: Any) -> Rule:
         raise UsageError(
             f"--n-max is {n_max} and --n-min is {n_min}; the plan must not end before it begins: raise --n-max."
         )
-    declared = {"min_effect": size, "min_effect_unit": unit, "alpha": asked["alpha"], "n_min": n_min, "n_max": n_max}
+    declared = {"min_effect": margin, "min_effect_unit": unit, "alpha": asked["alpha"], "n_min": n_min, "n_max": n_max}
     try:
         return Rule(
             **declared,
@@ -117,39 +119,13 @@ def _rule(**asked: Any) -> Rule:
 
 def _min_effect(text: str | None, *, of_steps: bool) -> tuple[float, str]:
     """(size, unit); under a target a bare number is a percentage of steps too."""
-    from muonlab.registry.study import percent_or_number
-
     if text is None:
         raise UsageError(
             "--min-effect is missing; declare the smallest improvement worth having before looking at the results: "
             + ("1% of the steps, say." if of_steps else "0.5% of the baseline's loss, say, or an absolute loss.")
         )
-    try:
-        number: object = float(text)
-    except ValueError:
-        number = text
-    if of_steps and isinstance(number, float):
-        number = f"{text.strip()}%"
-    try:
-        checked = percent_or_number(number)
-    except ValueError as error:
-        raise UsageError(f"--min-effect: {error}") from None
-    if isinstance(checked, str):
-        return float(checked.rstrip("%")), "percent"
-    assert isinstance(checked, float)
-    return checked, "nats"
-
-
-def _columns(pairs: tuple[str, ...]) -> dict[str, str]:
-    columns: dict[str, str] = {}
-    for text in pairs:
-        ours, separator, theirs = text.partition("=")
-        if not (ours and separator and theirs):
-            raise UsageError(f"--column: found {text!r}; it should be OURS=THEIRS, such as loss=val/loss.")
-        if ours in columns:
-            raise UsageError(f"--column: {ours!r} is named twice, as {columns[ours]!r} and as {theirs!r}; keep one.")
-        columns[ours] = theirs
-    return columns
+    bare = of_steps and not text.rstrip().endswith("%")
+    return size("--min-effect", f"{text.strip()}%" if bare else text)
 
 
 def _listed(names: str | None) -> tuple[str, ...]:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from muonlab.cli.options import columns, size, t_star_cache
 from muonlab.registry.errors import UsageError
 
 if TYPE_CHECKING:
@@ -66,6 +67,7 @@ def power(pilot: str | None, **asked: Any) -> None:
         family_size=asked["family"] or family,
         studies=asked["studies"],
         seed=asked["seed"],
+        cache=t_star_cache(),
     )
     if asked["figure"] is not None:
         draw(report, asked["figure"])
@@ -90,25 +92,7 @@ def _min_effect(text: str | None) -> tuple[float, str]:
             "--min-effect is missing; declare the smallest improvement worth having: 0.5% of the baseline's loss, say, "
             "or an absolute loss."
         )
-    return _size("--min-effect", text)
-
-
-def _size(option: str, text: str) -> tuple[float, str]:
-    """(size, percent | nats) of a positive size."""
-    from muonlab.registry.study import percent_or_number
-
-    try:
-        number: object = float(text)
-    except ValueError:
-        number = text
-    try:
-        checked = percent_or_number(number)
-    except ValueError as error:
-        raise UsageError(f"{option}: {error}") from None
-    if isinstance(checked, str):
-        return float(checked.rstrip("%")), "percent"
-    assert isinstance(checked, float)
-    return checked, "nats"
+    return size("--min-effect", text)
 
 
 def _effect(text: str | None, rule: Rule) -> float | None:
@@ -117,13 +101,13 @@ def _effect(text: str | None, rule: Rule) -> float | None:
         return None
     percent = text.strip().endswith("%")
     try:
-        size = float(text.strip().rstrip("%"))
+        effect = float(text.strip().rstrip("%"))
     except ValueError:
-        size = float("nan")
-    if not abs(size) < float("inf") or percent != (rule.min_effect_unit == "percent"):
+        effect = float("nan")
+    if not abs(effect) < float("inf") or percent != (rule.min_effect_unit == "percent"):
         unit = "a percentage like -0.2%" if rule.min_effect_unit == "percent" else "a number of nats/token"
         raise UsageError(f"--effect: found {text!r}; it should be {unit}, in the unit of min_effect.")
-    return size
+    return effect
 
 
 def _given(asked: dict[str, Any]) -> Noise:
@@ -131,26 +115,25 @@ def _given(asked: dict[str, Any]) -> Noise:
     from muonlab.stats.power import sd_of_difference
 
     option = "--sd-diff" if asked["sd_diff"] is not None else "--run-sd"
-    size, unit = _size(option, asked["sd_diff"] or asked["run_sd"])
+    sd, unit = size(option, asked["sd_diff"] or asked["run_sd"])
     source = f"{option} {asked['sd_diff'] or asked['run_sd']}"
     if option == "--run-sd":
         correlation = 0.0 if asked["correlation"] is None else asked["correlation"]
         try:
-            size = sd_of_difference(size, correlation)
+            sd = sd_of_difference(sd, correlation)
         except ValueError:
             raise UsageError(f"--correlation: found {correlation:g}; it should be at least -1 and under 1.") from None
         source += f", correlation {correlation:g}"
     named = "%" if unit == "percent" else "nats/token"
-    return Noise(sd_diff=size, unit=named, source=source, baseline_loss=asked["baseline_loss"])
+    return Noise(sd_diff=sd, unit=named, source=source, baseline_loss=asked["baseline_loss"])
 
 
 def _from_csv(path: Path, rule: Rule, asked: dict[str, Any]) -> Noise:
     from muonlab.analysis.power import noise_of_pilot
     from muonlab.analysis.table import read_results
-    from muonlab.cli.compare import _columns
 
     # Diverged runs are left out of the sd, and said to be: what they would count with does not matter.
-    table = read_results(path, _columns(asked["columns"]), diverged_loss=1.0)
+    table = read_results(path, columns(asked["columns"]), diverged_loss=1.0)
     if asked["baseline"] is None:
         raise UsageError(f"--baseline is missing; name one of the arms of {path}: {', '.join(table.arms)}.")
     table.of(asked["baseline"])  # refuses an arm that is not there, with the nearest
@@ -183,10 +166,10 @@ def _from_study(slug: str, asked: dict[str, Any]) -> tuple[Noise, Rule, int]:
     if challenger not in decided:
         raise unknown_name("--challenger", "challenger", challenger, decided)
     arm = decided[challenger]
-    size, unit = _size("min_effect", str(decision.min_effect))
+    margin, unit = size("min_effect", str(decision.min_effect))
     declared = {
         **declared_rule(standing),
-        "min_effect": size,
+        "min_effect": margin,
         "min_effect_unit": unit,
         "price_per_pair_usd": arm.pair_cost_usd,
         "diverged_loss": standing.snapshot.settings.diverged_loss,
