@@ -33,6 +33,7 @@ from torch.optim.adamw import adamw
 from optim.core import heuristics, sharding
 from optim.core.diagnostics import Rows, of_orthogonalized, of_parameters, sample
 from optim.core.errors import GradientError, NonFiniteError, RoutingError, StateMismatchError
+from optim.core.gram import largest
 from optim.core.methods import method_options
 from optim.core.options import Options
 from optim.core.routing import GROUPS, route
@@ -307,7 +308,7 @@ class RoutedOptimizer(torch.optim.Optimizer):
                     f"parameter {name!r} has a sparse gradient, which no rule takes; build its nn.Embedding with "
                     "sparse=False."
                 )
-        return _first_bad([name for name, _ in named], [p.grad.isfinite().all() for _, p in named], "gradient")
+        return _first_bad([name for name, _ in named], [_is_finite(p.grad) for _, p in named], "gradient")
 
     def _skip_or_raise(self, problem: str) -> None:
         if self._first["on_nonfinite"] == "raise":
@@ -383,7 +384,12 @@ def _muons_own(item: _Step) -> Tensor:
 def _bad_matrix(pending: list[_Step], what: str) -> str | None:
     """Which of the matrices to orthogonalise is not finite."""
     names = [name for item in pending for name in item.names]
-    return _first_bad(names, [item.matrix.isfinite().flatten(start_dim=1).all(dim=1) for item in pending], what)
+    return _first_bad(names, [largest(item.matrix).isfinite() for item in pending], what)
+
+
+def _is_finite(X: Tensor) -> Tensor:
+    """Whether all of X [...] is finite: both ends of its range are, and NaN is at both. One pass, no copy of X."""
+    return torch.stack(X.aminmax()).isfinite().all()
 
 
 def _first_bad(names: list[str], finite: list[Tensor], what: str) -> str | None:
