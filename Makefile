@@ -52,7 +52,11 @@ bench: setup  ## speed against named peers, as ratios (ONLY=optim, stats or e.g.
 	  echo "bench: heavyball or pytorch_optimizer could not be installed; their rows say so"
 	$(BIN)/python -m benchmarks --only '$(ONLY)'
 
+figures: setup  ## draw the figures of docs/ again (one needs the study 002-nolah-parts-tiny, which takes a quarter of an hour)
+	$(BIN)/python docs/figures/error_by_looks.py
+	$(BIN)/python docs/figures/hypotheses.py
+
 ui: setup  ## open MLflow on 127.0.0.1:5000
 	$(BIN)/muon ui
 
-.PHONY: help setup study test quick lint types imports format bench ui
+.PHONY: help setup study test quick lint types imports format bench figures ui

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import shutil
+import statistics
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -397,3 +398,26 @@ def test_the_next_pairs_keep_the_registration_and_edited_evidence_has_none(repos
     assert refused.returncode == 5
     assert json.loads(refused.stdout)["seeds"] == []
     assert "line 1 was edited" in refused.stdout
+
+
+# ------------------------------------------------------------ its noise as a pilot
+
+
+def test_power_and_calibration_take_the_noise_of_a_study(repository: Repository) -> None:
+    """Both read the differences that its verdict rests on, and its declared rule."""
+    stats = repository.read(f"reports/{STUDY}/stats.json")
+    differences = {c["arm"]: [pair["difference"] for pair in c["differences"]] for c in stats["comparisons"]}
+    sized = ("--studies", "1000", "--json")
+
+    said = json.loads(repository.muon("calibrate", "--noise-from", STUDY, *sized).stdout)
+    assert said["own"]["challengers"] == list(differences)
+    assert said["own"]["false_go"]["pairs"] == 2
+    assert (said["rule"]["n_min"], said["rule"]["n_max"]) == (4, 12)
+
+    said = json.loads(repository.muon("power", STUDY, "--challenger", "strong", *sized).stdout)
+    assert said["noise"]["sd_diff"] == pytest.approx(statistics.stdev(differences["strong"]), rel=1e-12)
+    assert (said["family_size"], said["rule"]["min_effect"]) == (3, 0.5)
+
+    refused = repository.muon("power", STUDY, "--challenger", "storng", check=False)
+    assert refused.returncode == 2
+    assert "'strong'" in refused.stderr
