@@ -73,7 +73,12 @@ def main() -> None:
             "effective rank / k",
             "c  Rank of what is orthogonalised",
         ),
-        ("hessian_top", ("muon", "nolah", "orthonoise"), "top eigenvalue of the Hessian", "d  Curvature"),
+        (
+            "hessian_top",
+            ("muon", "nolah", "orthonoise"),
+            "top eigenvalue of the Hessian",
+            "d  Curvature (batch of the step, before it)",
+        ),
         (
             "behind",
             ("nolah", "nolah-gate", "nolah-damp", "nolah-project", "nolah-annealed"),
@@ -90,8 +95,10 @@ def main() -> None:
         axes.legend(frameon=False, fontsize=9)
         if column == "behind":
             axes.axhline(0, color="0.5", linewidth=0.8)
-        if column in ("opt_momentum_rms", "hessian_top"):
+        if column == "opt_momentum_rms":
             axes.set_yscale("log")
+        if column == "hessian_top":
+            axes.set_ylim(bottom=0)
         if column == "opt_effective_rank_share_after":
             axes.axhline(0.5, color="0.5", linewidth=0.8, linestyle=":")
             axes.set_ylim(0, 1)

