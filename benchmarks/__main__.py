@@ -44,6 +44,8 @@ def main() -> None:
         parser.error(f"--only: suite {suite!r} is unknown; allowed: {', '.join(SUITES)}")
 
     os.environ.update(dict.fromkeys(THREADS, "1"))  # before numpy and torch are imported: BLAS reads them once
+    if section and section not in (sections := importlib.import_module(SUITES[suite]).SECTIONS):
+        parser.error(f"--only: section {section!r} is unknown; allowed: {', '.join(f'{suite}.{s}' for s in sections)}")
     import torch
 
     torch.set_num_threads(1)

@@ -97,8 +97,6 @@ def main() -> None:
             axes.axhline(0, color="0.5", linewidth=0.8)
         if column == "opt_momentum_rms":
             axes.set_yscale("log")
-        if column == "hessian_top":
-            axes.set_ylim(bottom=0)
         if column == "opt_effective_rank_share_after":
             axes.axhline(0.5, color="0.5", linewidth=0.8, linestyle=":")
             axes.set_ylim(0, 1)

@@ -22,6 +22,8 @@ class OwnNoise(Closed):
 
     study: str
     challengers: tuple[str, ...]
+    family_size: int
+    """The challengers, and the undeclared arms that count beside them."""
     false_go: NoiseRate
     calibration: Calibration
 
@@ -48,21 +50,23 @@ def calibrate(
     studies: int,
     seed: int,
     own: tuple[str, tuple[str, ...], Floats] | None = None,
+    undeclared: int = 0,
     cache: Cache | None = None,
 ) -> CalibrationReport:
     """Measure a rule under every null, and under a study's own noise.
 
-    own: the study's name, its challengers [J] and their paired differences [n, J] on the same seeds. Raises ValueError
-    as `simulate.false_go_rate` does.
+    own: the study's name, its challengers [J] and their paired differences [n, J] on the same seeds; undeclared: arms
+    that count in its family beside them, and are never rejected. Raises ValueError as `simulate.false_go_rate` does.
     """
     nulls = tuple(measure(null, rule, studies=studies, seed=seed, cache=cache) for null in NULLS)
     noise = None
     if own is not None:
         study, challengers, differences = own
-        size = len(challengers)
+        size = len(challengers) + undeclared
         noise = OwnNoise(
             study=study,
             challengers=challengers,
+            family_size=size,
             false_go=false_go_rate(differences, rule, family_size=size, studies=studies, seed=seed, cache=cache),
             calibration=measure(
                 resampled(differences), rule, family_size=size, studies=studies, seed=seed, cache=cache
@@ -88,8 +92,10 @@ def render(report: CalibrationReport) -> str:
     for reason in dict.fromkeys(e.undefined["promise"] for null in measured for e in null.errors if e.undefined):
         lines.append(_wrap(f"not promised: {reason}.", "  "))
     if report.own is not None:
-        said = report.own.false_go.sentence
-        lines += ["", _wrap(f"{report.own.study} ({', '.join(report.own.challengers)}): {said}.", "")]
+        own = report.own
+        more = own.family_size - len(own.challengers)
+        family = f", in a family of {own.family_size}" if more else ""
+        lines += ["", _wrap(f"{own.study} ({', '.join(own.challengers)}{family}): {own.false_go.sentence}.", "")]
     lines += [
         "",
         "No promise is broken beyond Monte Carlo error." if report.kept else "A promise is broken: see the table.",
@@ -101,7 +107,10 @@ def _head(report: CalibrationReport) -> str:
     rule = report.rule
     end = rule.n_max if rule.plan == "sequential" else rule.fixed_n
     plan = f"sequential, {rule.n_min} to {end} pairs" if rule.plan == "sequential" else f"fixed, {end} pairs"
-    return f"{report.studies:,} studies a row; plan {plan}, alpha {rule.alpha:g}, g {rule.g:g}, seed {report.seed}"
+    rates = f"alpha {rule.alpha:g}, g {rule.g:g}, seed {report.seed}"
+    if rule.amended:
+        return f"{report.studies:,} studies a row; plan {plan}, amended: the e-process alone;\n{rates}"
+    return f"{report.studies:,} studies a row; plan {plan}, {rates}"
 
 
 def _promise(error: ErrorRate) -> str:

@@ -98,6 +98,11 @@ def plan_power(
     power = power_of_plan(sd, margin, rule, effects, family_size=family_size, studies=studies, seed=seed, cache=cache)
     ends = None
     notes = ["guardrails and divergence are left out; they can only lower the chance of a GO"]
+    if rule.amended:
+        notes.append(
+            "the study's plan was amended, so that only the e-process decides, here as there; the number of pairs for "
+            "80% power against 0 is that of a t-test"
+        )
     if noise.sd_interval95 is not None:
         low, high = (
             power_of_plan(x * scale, margin, rule, [2 * margin], family_size=family_size, studies=1_000, seed=seed)
@@ -194,9 +199,10 @@ def _reading(report: PowerReport) -> str:
 
 def _head(report: PowerReport) -> str:
     rule = report.rule
-    family = f", 1 of {report.family_size} challengers" if report.family_size > 1 else ""
+    family = f", 1 of a family of {report.family_size}" if report.family_size > 1 else ""
     kind = "sequential plan" if rule.plan == "sequential" else "fixed plans"
-    return f"{kind[:1].upper()}{kind[1:]}, {rule.n_min} to {rule.n_max} pairs, alpha {rule.alpha:g}{family}"
+    amended = ", amended" if rule.amended else ""
+    return f"{kind[:1].upper()}{kind[1:]}{amended}, {rule.n_min} to {rule.n_max} pairs, alpha {rule.alpha:g}{family}"
 
 
 def _interval(report: PowerReport) -> str:

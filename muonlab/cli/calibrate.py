@@ -39,12 +39,14 @@ def calibrate(studies: int, seed: int, noise_from: str | None, as_json: bool, **
 
     declared: dict[str, Any] = {}
     own = None
+    undeclared = 0
     if noise_from is not None:
         standing = standing_of(noise_from)
         declared, own = declared_rule(standing), _own_noise(noise_from, standing)
+        undeclared = standing.undeclared
     rule = rule_of({**declared, **{name: value for name, value in asked.items() if value is not None}})
     try:
-        report = simulate(rule, studies=studies, seed=seed, own=own, cache=t_star_cache())
+        report = simulate(rule, studies=studies, seed=seed, own=own, undeclared=undeclared, cache=t_star_cache())
     except ValueError as error:
         raise UsageError(f"muon calibrate: {error}") from None
     click.echo(report.model_dump_json(indent=2) if as_json else render(report))
@@ -52,20 +54,33 @@ def calibrate(studies: int, seed: int, noise_from: str | None, as_json: bool, **
 
 
 def standing_of(slug: str) -> Standing:
-    """The last standing of a study; UsageError where it has none."""
+    """The last standing of a study; UsageError where it has none, and for a tuning study, which never has one."""
     from muonlab.pipeline.conclude import read_standing
     from muonlab.pipeline.layout import Layout
     from muonlab.pipeline.resolve import load_study
 
     layout = Layout.find()
-    load_study(layout, slug)
+    if load_study(layout, slug).kind == "tuning":
+        raise UsageError(
+            f"experiments/{slug}: it is a tuning study, which has no pairs and no verdict; name a comparison."
+        )
     return read_standing(layout, slug)
 
 
 def declared_rule(standing: Standing) -> dict[str, Any]:
-    """What a study declares of its rule, under the names of the options."""
-    decision = standing.snapshot.study.decision
+    """A study's rule as it decides, under the names of the options; Holm's correction and `amended` have none.
+
+    Raises UsageError where Dunnett's test decides between several challengers, which is not simulated.
+    """
+    snapshot = standing.snapshot
+    decision = snapshot.study.decision
     assert decision is not None  # only a comparison has a standing
+    size = family_size(standing)
+    if decision.correction == "dunnett" and not snapshot.amended and size > 1:
+        raise UsageError(
+            f"experiments/{snapshot.study.slug}: Dunnett's test decides over its family of {size}, and only Holm's "
+            "correction is simulated; give the rule and the noise by options, without this study."
+        )
     fixed = decision.plan != "sequential"
     return {
         "alpha": decision.alpha,
@@ -73,11 +88,17 @@ def declared_rule(standing: Standing) -> dict[str, Any]:
         "n_max": decision.plan.fixed if not isinstance(decision.plan, str) else decision.n_max,
         "g": decision.g,
         "plan": "fixed" if fixed else "sequential",
+        "amended": snapshot.amended,
     }
 
 
+def family_size(standing: Standing) -> int:
+    """Over how many arms a study's error rate is kept: its challengers, and the undeclared arms that count."""
+    return len(standing.decided) + standing.undeclared
+
+
 def rule_of(asked: dict[str, Any]) -> Rule:
-    """The rule of the options alpha, n_min, n_max, g and plan (those given), at a min_effect of no consequence.
+    """The rule of what is asked for, under the names of `Rule`, at a min_effect of no consequence if none is given.
 
     Raises UsageError, which names the option.
     """

@@ -41,7 +41,7 @@ def power(pilot: str | None, **asked: Any) -> None:
     """Plan a study: pairs needed, chance of each verdict, price.
 
     PILOT is a CSV of results (see `muon compare`) or a study; without one, give --sd-diff or --run-sd. A study also
-    gives min_effect, plan and price where no option says otherwise.
+    gives min_effect, plan, family and price where no option says otherwise; if its plan was amended, that holds here.
     """
     from muonlab.analysis.power import draw, plan_power, render
 
@@ -60,15 +60,19 @@ def power(pilot: str | None, **asked: Any) -> None:
     else:
         rule, family = _rule(asked, {}), 1
         noise = _given(asked)
-    report = plan_power(
-        noise,
-        rule,
-        effect=_effect(asked["effect"], rule),
-        family_size=asked["family"] or family,
-        studies=asked["studies"],
-        seed=asked["seed"],
-        cache=t_star_cache(),
-    )
+    effect = _effect(asked["effect"], rule)
+    try:
+        report = plan_power(
+            noise,
+            rule,
+            effect=effect,
+            family_size=asked["family"] or family,
+            studies=asked["studies"],
+            seed=asked["seed"],
+            cache=t_star_cache(),
+        )
+    except ValueError as error:
+        raise UsageError(f"--alpha: found {rule.alpha:g}; {error}.") from None
     if asked["figure"] is not None:
         draw(report, asked["figure"])
     click.echo(report.model_dump_json(indent=2) if asked["as_json"] else render(report))
@@ -154,7 +158,7 @@ def _from_csv(path: Path, rule: Rule, asked: dict[str, Any]) -> Noise:
 
 def _from_study(slug: str, asked: dict[str, Any]) -> tuple[Noise, Rule, int]:
     from muonlab.analysis.power import noise_of_pilot
-    from muonlab.cli.calibrate import declared_rule, standing_of
+    from muonlab.cli.calibrate import declared_rule, family_size, standing_of
     from muonlab.registry.errors import unknown_name
     from muonlab.stats.sample import PairedSample, Run
 
@@ -182,4 +186,4 @@ def _from_study(slug: str, asked: dict[str, Any]) -> tuple[Noise, Rule, int]:
         return tuple(Run.model_validate({"seed": c.seed, "loss": c.val_loss, "status": c.state}) for c in found)
 
     sample = PairedSample(arm=challenger, baseline=runs(standing.snapshot.study.baseline), challenger=runs(challenger))
-    return noise_of_pilot(sample, rule, f"{challenger} in study {slug}"), rule, len(decided)
+    return noise_of_pilot(sample, rule, f"{challenger} in study {slug}"), rule, family_size(standing)

@@ -91,7 +91,7 @@ def advice_on(standing: Standing, params: Params) -> Advice:
             reasons=list(c.decision.reasons),
             next_pairs=pairs,
             decision_chance=c.decision.decision_chance,
-            cost_usd=None if pairs is None else pairs * c.pair_cost_usd,
+            cost_usd=c.decision.next_cost_usd,
             seconds=None if pairs is None else pairs * c.pair_seconds,
         )
     blank = Advice(

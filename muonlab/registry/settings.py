@@ -121,6 +121,10 @@ class WorkloadSettings(Closed):
             raise ValueError(
                 f"warmup_steps is {self.warmup_steps}, which leaves nothing of {self.steps} steps; set it below steps."
             )
+        if self.hessian_steps and max(self.hessian_steps) > self.steps:
+            raise ValueError(
+                f"hessian_steps holds {max(self.hessian_steps)}, after the last of {self.steps} steps; leave it out."
+            )
         if self.eval_every > self.steps:
             raise ValueError(
                 f"eval_every is {self.eval_every}, more than the {self.steps} steps; set it to at most steps."

@@ -35,7 +35,9 @@ from muonlab.reporting.wording import (
     plain,
     signed,
     status_line,
+    worst_pair,
 )
+from muonlab.stats.spending import CostDifference
 
 Kind = Literal["text", "prose", "number", "code", "arm"]
 
@@ -309,6 +311,8 @@ def _reasons(standing: Standing) -> tuple[Block, ...]:
         elif d.p_adjusted is not None:
             family = f", Holm over {d.family_size} challengers" if d.family_size > 1 else ""
             reasons.append(f"one-sided paired t: p = {d.p_adjusted:.3g}{family}; exact only for one look at a fixed n")
+        if c.differences:
+            reasons.append(worst_pair(c))
         blocks.append(Bullets(tuple(map(one_line, reasons)), f"{c.arm}: {_verdict(standing, c)}"))
     return tuple(blocks)
 
@@ -363,16 +367,33 @@ def _cost(standing: Standing) -> tuple[Block, ...]:
         ("arm", "arm"),
         ("seconds a pair", "number"),
         *((("cost a pair", "number"),) if priced else ()),
+        ("a run is cheaper by [s]", "number"),
+        ("95% interval", "number"),
+        *((("a run is cheaper by [$]", "number"), ("95% interval", "number")) if priced else ()),
     )
     rows = [
         (
             c.arm,
             f"{c.pair_seconds:,.1f}" if c.pair_seconds else ABSENT,
             *((money(c.pair_cost_usd),) if priced else ()),
+            *_cheaper(c.seconds_difference),
+            *(_cheaper(c.usd_difference) if priced else ()),
         )
         for c in standing.comparisons
     ]
-    return (Paragraph(text), Table(columns, tuple(rows)))
+    note = (
+        f"Cheaper by: what a run of {study.baseline} took minus what the arm's took on the same seed, averaged over the "
+        "pairs; negative is dearer. All attempts at a run count, and a run that diverged early is a cheap one."
+    )
+    return (Paragraph(text), Table(columns, tuple(rows)), Paragraph(note))
+
+
+def _cheaper(cost: CostDifference | None) -> tuple[str, str]:
+    """A difference of costs and its interval; stats.json says why one is absent."""
+    if cost is None:
+        return (ABSENT, ABSENT)
+    mean = signed(cost.mean_diff, half_width(cost.ci95, cost.mean_diff))
+    return (mean, bracket(cost.ci95) if cost.ci95 else ABSENT)
 
 
 # Samples

@@ -13,7 +13,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterable, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -31,6 +31,7 @@ from muonlab.stats.guardrails import early_regress, identical_curves
 from muonlab.stats.rule import Rule
 from muonlab.stats.sample import PairedSample, Run
 from muonlab.stats.simulate import NoiseRate, false_go_rate
+from muonlab.stats.spending import CostDifference, cost_difference
 
 CellState = Literal["completed", "diverged", "failed", "abandoned", "missing"]
 
@@ -103,10 +104,16 @@ class ArmComparison(Closed):
     """Wall seconds of a pair per percentage point of improvement, for machines without a price."""
     pair_seconds: float
     pair_cost_usd: float
+    seconds_difference: CostDifference | None = None
+    """baseline - challenger, seconds of a run over all its attempts, over the pairs; positive: challenger cheaper."""
+    usd_difference: CostDifference | None = None
+    """The same in USD."""
     missing: list[int]
     """Declared seeds for which a run is missing in either arm."""
     diverged: list[int]
     failed: list[int]
+    undefined: dict[str, str] = {}
+    """Why a difference of costs is None."""
 
 
 class Standing(Closed):
@@ -169,12 +176,11 @@ def judge(snapshot: Snapshot, evaluations: Sequence[Evaluation]) -> Standing:
     }
     pair_seconds = {arm: _pair_mean(by_key, study.baseline, arm, "wall_seconds") for arm in arms}
     pair_costs = {arm: _pair_mean(by_key, study.baseline, arm, "cost_usd") for arm in arms}
-    # One price serves the family's advice: the dearest challenger's, so that a plan is never under-priced.
-    rule = _rule(snapshot, study.decision, max((pair_costs[a] for a in study.challengers), default=0.0))
+    rule = _rule(snapshot, study.decision)
     tried = _tried(snapshot)
     undeclared = _undeclared(snapshot, tried)
     decided = decide_family([samples[a] for a in study.challengers], rule, undeclared=undeclared)
-    decisions = dict(zip(study.challengers, decided, strict=True))
+    decisions = {d.arm: _at_price(d, pair_costs[d.arm]) for d in decided}
     comparisons = []
     for arm in arms:
         own_rule = rule.model_copy(update={"price_per_pair_usd": pair_costs[arm]})
@@ -192,6 +198,7 @@ def judge(snapshot: Snapshot, evaluations: Sequence[Evaluation]) -> Standing:
                 ),
                 pair_seconds=pair_seconds[arm],
                 pair_cost_usd=pair_costs[arm],
+                **_cost_differences(by_key, study.baseline, arm, estimates, priced=study.price_usd_per_gpu_hour > 0),
                 missing=_seeds_in(by_key, study.seeds, (study.baseline, arm), ("missing", "abandoned")),
                 diverged=_seeds_in(by_key, study.seeds, (arm,), ("diverged",)),
                 failed=_seeds_in(by_key, study.seeds, (arm,), ("failed",)),
@@ -471,11 +478,11 @@ def with_false_go(standing: Standing) -> Standing:
     residuals = np.array([[held[seed] for held in by_seed] for seed in seeds])
     if (residuals == residuals[:1]).all(axis=0).any():
         return standing
-    rate = false_go_rate(residuals, _rule(snapshot, declared, 0.0), family_size=family_size)
+    rate = false_go_rate(residuals, _rule(snapshot, declared), family_size=family_size)
     return standing.model_copy(update={"false_go": rate})
 
 
-def _rule(snapshot: Snapshot, declared: DeclaredRule, price_per_pair_usd: float) -> Rule:
+def _rule(snapshot: Snapshot, declared: DeclaredRule) -> Rule:
     percent = isinstance(declared.min_effect, str)
     size = float(str(declared.min_effect).rstrip("%"))
     return Rule(
@@ -491,8 +498,14 @@ def _rule(snapshot: Snapshot, declared: DeclaredRule, price_per_pair_usd: float)
         max_early_regress=float(str(declared.max_early_regress).rstrip("%")) / 100,
         diverged_loss=snapshot.settings.diverged_loss,
         amended=snapshot.amended,
-        price_per_pair_usd=price_per_pair_usd,
     )
+
+
+def _at_price(decision: Decision, usd: float) -> Decision:
+    """The decision with the price of its next pairs, at what a pair of this arm costs: arms may differ in price."""
+    if decision.next_pairs is None:
+        return decision
+    return decision.model_copy(update={"next_cost_usd": decision.next_pairs * usd})
 
 
 def _differences(sample: PairedSample, estimates: Estimates, rule: Rule) -> list[PairDifference]:
@@ -526,6 +539,20 @@ def _pair_mean(
         spent = [getattr(c, field) for (a, _), c in cells.items() if a == name and c.state != "missing"]
         total += math.fsum(spent) / len(spent) if spent else 0.0
     return total
+
+
+def _cost_differences(
+    cells: dict[tuple[str, int], CellStanding], baseline: str, arm: str, estimates: Estimates, *, priced: bool
+) -> dict[str, Any]:
+    """The fields of an ArmComparison that tell what a run of the arm costs less than one of the baseline."""
+    if not estimates.seeds:
+        return {"undefined": dict.fromkeys(("seconds_difference", "usd_difference"), estimates.undefined["mean_diff"])}
+    base, ours = ([cells[(name, seed)] for seed in estimates.seeds] for name in (baseline, arm))
+    seconds = cost_difference([c.wall_seconds for c in base], [c.wall_seconds for c in ours])
+    if not priced:
+        return {"seconds_difference": seconds, "undefined": {"usd_difference": "the declared price is 0"}}
+    usd = cost_difference([c.cost_usd for c in base], [c.cost_usd for c in ours])
+    return {"seconds_difference": seconds, "usd_difference": usd}
 
 
 def _seeds_in(

@@ -150,6 +150,17 @@ def effect_text(comparison: ArmComparison) -> str:
     return f"{size}, 95% interval {bracket(e.ci95)}" if e.ci95 else f"{size}, no interval: {e.undefined['ci95']}"
 
 
+def worst_pair(comparison: ArmComparison) -> str:
+    """The seed on which a challenger did worst against the baseline; it needs a pair."""
+    worst = min(comparison.differences, key=lambda pair: pair.difference)
+    diverged = ", where it diverged" if worst.seed in comparison.diverged else ""
+    scale = half_width(comparison.estimates.ci95, worst.difference)
+    return (
+        f"its worst seed is {worst.seed}{diverged}: {signed(worst.difference, scale)} nats/token against the baseline, "
+        f"of {count(len(comparison.differences), 'pair')}"
+    )
+
+
 def broken_guardrails(standing: Standing, comparison: ArmComparison) -> list[str]:
     """The guardrails that this arm broke, each with its limit."""
     e, declared = comparison.estimates, standing.snapshot.study.decision

@@ -3,8 +3,8 @@
     1. integrity failure -> INVALID; a gap or failed cell in the seeds so far -> INCOMPLETE
     2. a diverged challenger is never GO; more divergences than the baseline at the last look -> NO_GO
     3. GO: A, mean >= min_effect and not B, guardrails hold; GO but for a guardrail -> NO_GO
-    4. EQUIVALENT: B and C        5. NO_GO: B and not C        6. else INCONCLUSIVE, with the next pairs and
-    their price
+    4. EQUIVALENT: B and C        5. NO_GO: B and not C        6. else INCONCLUSIVE, with the next pairs;
+    their price is a number of its own, and stands in no reason
 
 A, B, C and Holm's correction are in `kernel.py`. Results reported by others are capped at INCONCLUSIVE.
 
@@ -412,11 +412,11 @@ _NO_ADVICE = _Advice(None, None, "the verdict asks for no further pairs")
 
 
 def _advise(arm: _Arm, tested: Verdict, tests: Tests, first_go: int | None, rule: Rule, cache: Cache | None) -> _Advice:
-    """The next pairs of a sequential plan and their price, or that the plan has ended."""
+    """The next pairs of a sequential plan, or that the plan has ended."""
     n = arm.pairs.n
     if arm.sample.provenance == "reported" and tested is not Verdict.INCONCLUSIVE:
         own = first_go or rule.n_max
-        confirm = f"to confirm it here takes at least {own} pairs of this project's own{_price(own, rule)}"
+        confirm = f"to confirm it here takes at least {own} pairs of this project's own"
         return _Advice(own, None, "reported results predict nothing about runs made here", (confirm,))
     if is_last_look(n, rule):
         ended = f"all {n} planned pairs are in: {NOT_NO_EFFECT}"
@@ -425,7 +425,7 @@ def _advise(arm: _Arm, tested: Verdict, tests: Tests, first_go: int | None, rule
     if n == 1 or ss == 0:
         more = (first_go or rule.n_max) - n
         first = "no GO is possible within the plan" if first_go is None else f"the earliest GO is at {first_go} pairs"
-        return _Advice(more, None, "one pair has no spread to predict from", (f"{first}: {_priced(more, rule)}",))
+        return _Advice(more, None, "one pair has no spread to predict from", (f"{first}: {_next(more)}",))
     chances = decision_chances(
         n,
         mean,
@@ -440,18 +440,14 @@ def _advise(arm: _Arm, tested: Verdict, tests: Tests, first_go: int | None, rule
     more = next_pairs(chances)
     chance = chances[more - 1]
     if chance >= DECISION_CHANCE:
-        sentence = f"predictive chance of a decision within {_priced(more, rule)}: {chance:.0%}"
+        sentence = f"predictive chance of a decision within {_next(more)}: {chance:.0%}"
     else:
         sentence = (
-            f"predictive chance of a decision within {_priced(more, rule)}, all that the plan has left: only "
+            f"predictive chance of a decision within {_next(more)}, all that the plan has left: only "
             f"{chance:.0%}"
         )
     return _Advice(more, chance, "", (sentence,))
 
 
-def _price(pairs: int, rule: Rule) -> str:
-    return f" (${pairs * rule.price_per_pair_usd:,.2f})" if rule.price_per_pair_usd > 0 else ""
-
-
-def _priced(more: int, rule: Rule) -> str:
-    return f"{'the next pair' if more == 1 else f'the next {more} pairs'}{_price(more, rule)}"
+def _next(more: int) -> str:
+    return "the next pair" if more == 1 else f"the next {more} pairs"

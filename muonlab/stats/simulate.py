@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from muonlab.registry.verdict import Verdict
 from muonlab.stats.evidence import Floats
-from muonlab.stats.kernel import Bools, Cache, decide_moments
+from muonlab.stats.kernel import Bools, Cache, decide_moments, decides_by_t
 from muonlab.stats.result import Result
 from muonlab.stats.rule import Rule
 
@@ -142,11 +142,11 @@ def false_go_rate(
     setting: effect 0 and min_effect -> 0. A larger min_effect can only lower it; guardrails are left out.
     Few residuals are a rough picture: they hold no tail that was not seen, and one odd pair weighs 1/n. The usual range
     says how rough. Deterministic for a seed. Raises ValueError as `centred` does, on a family smaller than J, and on
-    one that Dunnett's test decides: families are simulated with Holm's correction.
+    one that Dunnett's test decides: families are simulated with Holm's correction, which an amended plan falls back to.
     """
     pool = centred(residuals)
     n, arms = pool.shape
-    if rule.correction == "dunnett" and family_size > 1:
+    if rule.correction == "dunnett" and decides_by_t(rule) and family_size > 1:
         raise ValueError("false GO rate: correction is dunnett; only Holm's is simulated: declare correction holm")
     if family_size < arms:
         raise ValueError(f"family_size {family_size} is under the {arms} arms whose residuals are given")

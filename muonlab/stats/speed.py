@@ -152,7 +152,8 @@ def ratio_summary(r: Floats, baseline_never: int, challenger_never: int, undefin
         else:
             reason = "one pair has no spread" if r.size == 1 else "every ratio is the same"
             undefined.update(dict.fromkeys(t_based[1:], reason))
-    middle = float(np.median(r))
+    with np.errstate(invalid="ignore"):  # between -inf and inf there is no middle
+        middle = float(np.median(r))
     values["median_ratio"] = float(np.exp(middle)) if np.isfinite(middle) else None
     if not np.isfinite(middle):
         undefined["median_ratio"] = "at least half of the pairs are censored on one side"

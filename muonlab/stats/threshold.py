@@ -38,7 +38,10 @@ def simulate_t_star(n_max: int, level: float, *, n_first: int, g: float, n_paths
     to_reject = round(level * n_paths) - stopped
     last = np.concatenate(kept)
     if not 0 < to_reject < last.size:
-        raise ValueError(f"{n_paths} paths are too few for t* at level {level:g} and n_max {n_max}")
+        raise ValueError(
+            f"{n_paths:,} simulated paths are too few for t* at level {level:g} and n_max {n_max}; raise alpha, or "
+            "declare a fixed plan"
+        )
     return float(np.partition(last, last.size - to_reject)[last.size - to_reject])
 
 

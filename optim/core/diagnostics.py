@@ -22,7 +22,8 @@ that group's parameters and has the group's name at its end, as in `grad_norm_em
 the count since the run began, there in every step for `on_nonfinite: skip_step` alone.
 
 The sample is what keeps this cheap: of b matrices of one shape, as many as fit in SAMPLE_ENTRIES, at least
-one, at even distances in the model's order, the same in each step; their mean stands for all b. Of matrices
+one, at even distances in the model's order, the same in each step as long as all of them have a gradient;
+their mean stands for all b. Of matrices
 64 x 64 and larger that is one a shape, of matrices 32 x 32 four.
 """
 

@@ -48,26 +48,30 @@ ALPHA_LEFT = 0.1
 
 def advance(grad: Tensor, momentum: Tensor, steps: Sequence[int], group: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
     """The new M, and A (M itself without Nesterov). `steps` count from 1; `momentum` is left as it was."""
-    mu, averaged = group["momentum"], group["momentum_form"] == "averaged"
     gated = gated_gradient(grad, group)
-    # The averages in torch.optim.Muon's own operations, so that they round as they do there.
-    momentum = momentum.lerp(gated, 1 - mu) if averaged else momentum * mu + gated
+    momentum = accumulate_(momentum.clone(), gated, group)
     momentum = damp_peaks(momentum, grad, scales_at(steps, group), group["quantile"])
+    return momentum, looked_ahead(momentum, gated, group)
+
+
+def accumulate_(momentum: Tensor, gated: Tensor, group: Mapping[str, Any]) -> Tensor:
+    """M <- mu*M + c*g', in place."""
+    mu = group["momentum"]
+    # The average in torch.optim.Muon's own operation, so that it rounds as it does there.
+    return momentum.lerp_(gated, 1 - mu) if group["momentum_form"] == "averaged" else momentum.mul_(mu).add_(gated)
+
+
+def looked_ahead(momentum: Tensor, gated: Tensor, group: Mapping[str, Any]) -> Tensor:
+    """A = c*g' + mu*M with Nesterov, or M itself."""
     if not group["nesterov"]:
-        return momentum, momentum
-    return momentum, gated.lerp(momentum, mu) if averaged else gated + mu * momentum
+        return momentum
+    mu = group["momentum"]
+    return gated.lerp(momentum, mu) if group["momentum_form"] == "averaged" else gated + mu * momentum
 
 
 def bends_momentum(group: Mapping[str, Any]) -> bool:
     """Whether M is another than Muon's on the same gradients."""
     return any(group[name] != OFF[name] for name in ("gate", "normalize", "scale", "scale_start"))
-
-
-def advance_as_muon(
-    grad: Tensor, momentum: Tensor, steps: Sequence[int], group: Mapping[str, Any]
-) -> tuple[Tensor, Tensor]:
-    """`advance` of Muon itself with this group's momentum settings."""
-    return advance(grad, momentum, steps, {**group, **OFF})
 
 
 def gated_gradient(grad: Tensor, group: Mapping[str, Any]) -> Tensor:

@@ -9,7 +9,8 @@ step. The first step copies a parameter into its master; from then on the master
 be loaded before the first step, or together with the state.
 
 A step is worked out before anything is applied, so one that is refused or skipped leaves weights and state as
-they were. The price is a second momentum in memory, for a moment.
+they were. The price is memory, for a moment: the gradients and the new momenta of all matrices, and what a
+projection, noise or Nesterov's rule makes of them.
 
 Matrices of one shape are updated in one stack. All settings are plain values in the parameter groups, all
 state is tensors keyed by parameter, so `state_dict` is all that a resume needs; a resumed run is
@@ -214,10 +215,13 @@ class RoutedOptimizer(torch.optim.Optimizer):
                 weight.mul_(1 - group["lr"] * group["weight_decay"])
             weight.add_(update[i], alpha=-lr)
             _write_back(parameter, weight)
-        own = _muons_own(item) if group["diagnose_every"] > 0 and heuristics.bends_momentum(group) else None
+        bent = group["diagnose_every"] > 0 and heuristics.bends_momentum(group)
+        if bent:
+            _accumulate_muons_own(item)
         if rows is not None:
             changes = [weight - old for weight, old in zip(weights, before, strict=True)]
             _extend(rows, of_parameters(list(item.grad), list(item.momentum), changes))
+            own = _muons_own(item) if bent else None
             _extend(rows, of_orthogonalized(item.plain, item.matrix, update, own, group))
 
     def _adamw_step(self, group: dict[str, Any], rows: Rows | None) -> None:
@@ -308,7 +312,11 @@ class RoutedOptimizer(torch.optim.Optimizer):
                     f"parameter {name!r} has a sparse gradient, which no rule takes; build its nn.Embedding with "
                     "sparse=False."
                 )
-        return _first_bad([name for name, _ in named], [_is_finite(p.grad) for _, p in named], "gradient")
+        squared = {
+            id(parameter) for group in self.param_groups if group["route"] == "adamw" for parameter in group["params"]
+        }
+        finite = [_is_finite(parameter.grad, squared=id(parameter) in squared) for _, parameter in named]
+        return _first_bad([name for name, _ in named], finite, "gradient")
 
     def _skip_or_raise(self, problem: str) -> None:
         if self._first["on_nonfinite"] == "raise":
@@ -367,18 +375,25 @@ def _perturbed(item: _Step) -> _Step:
     return item._replace(matrix=matrix, fired=fired)
 
 
-def _muons_own(item: _Step) -> Tensor:
-    """What Muon would orthogonalise on the same gradients, for the diagnostics' sample of the matrices.
+def _accumulate_muons_own(item: _Step) -> None:
+    """Adds this step to Muon's own momentum on the same gradients, of the diagnostics' sample of the matrices.
 
-    Kept beside their state as `muon_momentum`; nothing but a diagnostic depends on it.
+    Kept beside their state as `muon_momentum`, from their first step on; nothing but a diagnostic depends on it.
     """
+    for i in sample(*item.grad.shape):
+        state = item.states[i]
+        if item.steps[i] == 1:
+            state["muon_momentum"] = torch.zeros_like(state["momentum_buffer"])
+        if "muon_momentum" in state:
+            heuristics.accumulate_(state["muon_momentum"], item.grad[i], item.group)
+
+
+def _muons_own(item: _Step) -> Tensor:
+    """What Muon would orthogonalise, of the sample; NaN for a matrix that came into it after its first step."""
     chosen = sample(*item.grad.shape)
-    states = [item.states[i] for i in chosen]
-    held = torch.stack([state.get("muon_momentum", torch.zeros_like(state["momentum_buffer"])) for state in states])
-    momentum, own = heuristics.advance_as_muon(item.grad[chosen], held, [item.steps[i] for i in chosen], item.group)
-    for state, new in zip(states, momentum, strict=True):
-        state["muon_momentum"] = new.clone()
-    return own
+    unknown = torch.full_like(item.grad[0], math.nan)
+    held = torch.stack([item.states[i].get("muon_momentum", unknown) for i in chosen])
+    return heuristics.looked_ahead(held, item.grad[chosen], item.group)
 
 
 def _bad_matrix(pending: list[_Step], what: str) -> str | None:
@@ -387,9 +402,13 @@ def _bad_matrix(pending: list[_Step], what: str) -> str | None:
     return _first_bad(names, [largest(item.matrix).isfinite() for item in pending], what)
 
 
-def _is_finite(X: Tensor) -> Tensor:
-    """Whether all of X [...] is finite: both ends of its range are, and NaN is at both. One pass, no copy of X."""
-    return torch.stack(X.aminmax()).isfinite().all()
+def _is_finite(grad: Tensor, *, squared: bool) -> Tensor:
+    """Whether all of a gradient is finite, and its square, of which AdamW keeps the average, in float32 too.
+
+    Both ends of its range are, and NaN is at both ends: one pass, and no copy.
+    """
+    ends = torch.stack(grad.aminmax())
+    return (ends.to(torch.promote_types(grad.dtype, torch.float32)).square() if squared else ends).isfinite().all()
 
 
 def _first_bad(names: list[str], finite: list[Tensor], what: str) -> str | None:

@@ -7,6 +7,7 @@ process that continues what the first one saved.
 import copy
 import io
 import random
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -523,6 +524,18 @@ def test_groups_hold_plain_values_and_state_holds_tensors(kind):
         assert all(isinstance(value, torch.Tensor) for value in state.values())
 
 
+@each_kind
+def test_a_gradient_whose_square_overflows_is_refused_where_adamw_would_freeze(kind):
+    """A second moment of infinity stops a parameter for good; matrices take gradients of any finite size."""
+    model = tiny()
+    optimizer = optim.build(kind, model, lr=0.02)
+    model.loss(0).backward()
+    name, parameter = next((n, p) for n, p in model.named_parameters() if p.ndim == 1)
+    parameter.grad.fill_(1e20)
+    with pytest.raises(optim.NonFiniteError, match=re.escape(repr(name))):
+        optimizer.step()
+
+
 # ---------------------------------------------------------------- diagnostics
 
 
@@ -606,6 +619,18 @@ def test_turn_is_zero_for_muon_and_noise_is_counted():
         assert found[kind]["noise_fired_share"] == 1
         assert found[kind]["turn"] > 0
         assert found[kind]["effective_rank_share_before"] != found[kind]["effective_rank_share_after"]
+
+
+def test_a_turn_without_muons_own_momentum_is_unknown_not_large():
+    """A matrix that comes into the sample after its first step has no momentum of Muon's beside its own."""
+    model = tiny()
+    optimizer = optim.build("nolah", model, lr=0.02, gate="tanh", project="identity", diagnose_every=1)
+    train(model, optimizer, range(2))
+    assert 0 < optimizer.diagnostics()["turn"] < 1
+    for parameter in model.parameters():
+        optimizer.state[parameter].pop("muon_momentum", None)
+    train(model, optimizer, [2])
+    assert np.isnan(optimizer.diagnostics()["turn"])
 
 
 @pytest.mark.parametrize("part", [{"gate": "tanh"}, {"scale": 0.5}, {"normalize": "rms"}], ids=str)

@@ -129,6 +129,7 @@ def test_what_an_arm_stands_for_is_part_of_the_registration() -> None:
         ({"steps": "300"}, ["steps", "'300'", "integer"]),
         ({"warmup_steps": 300}, ["warmup_steps is 300", "300 steps"]),
         ({"eval_every": 301}, ["eval_every is 301"]),
+        ({"hessian_steps": [100, 301]}, ["hessian_steps holds 301", "300 steps"]),
         ({"stepz": 3}, ["unknown key 'settings.stepz'", "Did you mean 'steps'?"]),
         ({"data": {"vocab_sise": 3}}, ["unknown key 'settings.data.vocab_sise'", "'vocab_size'"]),
         ({"model": {"layers": ["attention", "rnn"]}}, ["settings.model.layers.1", "'rnn'", "'mamba'"]),

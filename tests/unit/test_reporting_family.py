@@ -162,7 +162,7 @@ def test_the_error_rate_at_hand_is_that_of_the_same_rule_and_family():
     from muonlab.reporting.standing import _rule
 
     assert standing.snapshot.study.decision is not None
-    own = _rule(standing.snapshot, standing.snapshot.study.decision, 0.0)
+    own = _rule(standing.snapshot, standing.snapshot.study.decision)
     assert standing.false_go == false_go_rate(d, own, family_size=2)
     assert any("rough picture" in text and "Error rate at hand" in text for text in limits(standing))
 
