@@ -92,14 +92,19 @@ def main() -> None:
         axes.set_title(title, loc="left", fontsize=11, fontweight="bold")
         axes.set(xlabel="step", ylabel=label)
         axes.spines[["top", "right"]].set_visible(False)
-        axes.legend(frameon=False, fontsize=9)
+        legend = {"frameon": False, "fontsize": 9}
         if column == "behind":
             axes.axhline(0, color="0.5", linewidth=0.8)
+            low, high = axes.get_ylim()
+            axes.set_ylim(low, high + 0.35 * (high - low))  # room for the legend above the lines
+            legend |= {"loc": "upper left", "ncols": 2}
         if column == "opt_momentum_rms":
             axes.set_yscale("log")
         if column == "opt_effective_rank_share_after":
             axes.axhline(0.5, color="0.5", linewidth=0.8, linestyle=":")
             axes.set_ylim(0, 1)
+            legend |= {"loc": "lower center", "ncols": 3}
+        axes.legend(**legend)
     figure.savefig(Path(__file__).with_suffix(".svg"), metadata={"Date": None})
 
 
