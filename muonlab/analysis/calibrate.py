@@ -107,10 +107,12 @@ def _head(report: CalibrationReport) -> str:
     rule = report.rule
     end = rule.n_max if rule.plan == "sequential" else rule.fixed_n
     plan = f"sequential, {rule.n_min} to {end} pairs" if rule.plan == "sequential" else f"fixed, {end} pairs"
-    rates = f"alpha {rule.alpha:g}, g {rule.g:g}, seed {report.seed}"
-    if rule.amended:
-        return f"{report.studies:,} studies a row; plan {plan}, amended: the e-process alone;\n{rates}"
-    return f"{report.studies:,} studies a row; plan {plan}, {rates}"
+    amended = ", amended: the e-process alone" if rule.amended else ""
+    return _wrap(
+        f"{report.studies:,} studies a row; plan {plan}{amended}, alpha {rule.alpha:g}, g {rule.g:g}, "
+        f"seed {report.seed}",
+        "",
+    )
 
 
 def _promise(error: ErrorRate) -> str:

@@ -19,7 +19,7 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
-from muonlab.analysis.table import Entry, Results, on_common_steps
+from muonlab.analysis.table import Entry, Results, up_to_the_shortest
 from muonlab.registry.errors import UsageError, unknown_name
 from muonlab.registry.verdict import Verdict
 from muonlab.stats.cost import CostPerPoint, cost_per_point
@@ -31,7 +31,9 @@ from muonlab.stats.kernel import Cache, classify, is_last_look
 from muonlab.stats.result import Result
 from muonlab.stats.rule import Rule
 from muonlab.stats.sample import Floats, PairedSample, Pairs, pair
-from muonlab.stats.speed import Speed, grid_bracket, sign_test_p, speed_to_target, steps_to_target
+from muonlab.stats.speed import Speed, grid_bracket, log_ratios, sign_test_p, speed_of_arrivals, steps_to_target
+from muonlab.stats.spending import CostDifference, CostToTarget, cost_difference, cost_to_target
+from muonlab.stats.threshold import TooFewPathsError
 from muonlab.stats.unpaired import Median, Unpaired, UnpairedSample, decide_unpaired, median_of_steps
 
 Provenance = Literal["run", "reported"]
@@ -39,6 +41,9 @@ Provenance = Literal["run", "reported"]
 NO_PRICE = "no cost is known: give --cost-per-pair, or a column cost_usd"
 UNPAIRED = "unpaired: it is defined for pairs only"
 CENSORED = "a run never arrives at the target: see speed"
+NO_COMMON_START = "no evaluations in the first 30% of the steps are common to the runs"
+UNCHECKED = "early regress was not checked: "
+NO_COSTS = "a run of the pairs has no cost above 0: give a column cost_usd, or seconds"
 ESTIMATED = (
     "mean_diff",
     "rel_diff_pct",
@@ -115,6 +120,11 @@ class Comparison(Result):
     early_regress: float | None
     usd_per_pp: CostPerPoint
     seconds_per_pp: CostPerPoint
+    cost_unit: Literal["usd", "s"] | None
+    """Of the two that follow: dollars where the file tells them of every run of the pairs, else seconds."""
+    cost_difference: CostDifference | None
+    """Of whole runs, on the final loss."""
+    cost_to_target: CostToTarget | None
     speed: Speed | None
     unpaired: Unpaired | None
     family_size: int
@@ -170,10 +180,7 @@ def compare(results: Results, question: Question, *, t_star_cache: Cache | None 
     family, printed = _arms(results, question)
     _check_margin(results, question)
     prices = {arm: _pair_mean(results, question, arm, "cost_usd") for arm in family}
-    known = [price for price in prices.values() if price is not None]
-    # One price serves the family's advice: the dearest challenger's, so that a plan is never under-priced.
-    rule = question.rule.model_copy(update={"price_per_pair_usd": max(known, default=0.0)})
-    question = question.model_copy(update={"rule": rule})
+    rule = question.rule
     if question.target is not None:
         _check_curves(results, question.baseline, *family)
     found = (
@@ -302,7 +309,7 @@ def _by_pairs(
     if question.target is not None:
         return _speed_by_pairs(results, question, samples, printed, cache)
     rule = question.rule
-    decisions = decide_family(samples, rule, t_star_cache=cache)
+    decisions = _decide(samples, rule, cache)
     dunnett = _dunnett(samples, rule)
     found = []
     for sample, decision in zip(samples, decisions, strict=True):
@@ -311,10 +318,20 @@ def _by_pairs(
             values["dunnett_p"] = dunnett.get(sample.arm)
             if values["dunnett_p"] is None:
                 values["undefined"]["dunnett_p"] = "it needs the whole family on the same two seeds or more"
-            values["speed"] = None
-            values["undefined"]["speed"] = "no --target"
+            values["undefined"] |= dict.fromkeys(("speed", "cost_to_target"), "no --target")
+            values |= {"speed": None, "cost_to_target": None}
+            _set_cost(values, "cost_difference", _cost_difference(results, question.baseline, pair(sample, rule)))
             found.append(values)
     return found
+
+
+def _decide(samples: Sequence[PairedSample], rule: Rule, cache: Cache | None) -> tuple[Decision, ...]:
+    try:
+        return decide_family(samples, rule, t_star_cache=cache)
+    except TooFewPathsError as error:
+        raise UsageError(
+            f"--alpha {rule.alpha:g} with --n-max {rule.n_max} and {len(samples)} in the family: {error}."
+        ) from None
 
 
 def _of_pairs(results: Results, question: Question, e: Estimates, decision: Decision) -> dict[str, Any]:
@@ -323,6 +340,12 @@ def _of_pairs(results: Results, question: Question, e: Estimates, decision: Deci
     values: dict[str, Any] = {name: getattr(e, name) for name in Estimates.model_fields if name in names}
     values |= {name: getattr(decision, name) for name in Decision.model_fields if name in names}
     undefined = {name: why for name, why in (e.undefined | decision.undefined).items() if name in names}
+    reasons = decision.reasons
+    if e.early_regress is None and any(results.curves(arm) for arm in (question.baseline, e.arm)):
+        said, undefined["early_regress"] = undefined["early_regress"], NO_COMMON_START
+        reasons = tuple(
+            reason.replace(said, NO_COMMON_START) if reason.startswith(UNCHECKED) else reason for reason in reasons
+        )
     hint: tuple[str, ...] = ()
     if decision.verdict is Verdict.INCOMPLETE and question.rule.plan == "sequential":
         hint = ("if the number of pairs was set before the first result, --plan fixed takes the seeds at hand",)
@@ -331,7 +354,7 @@ def _of_pairs(results: Results, question: Question, e: Estimates, decision: Deci
         "n_challenger": len(results.of(e.arm)),
         "unit": "nats/token",
         "unpaired": None,
-        "reasons": (*decision.reasons, *hint),
+        "reasons": (*reasons, *hint),
         "undefined": undefined | {"unpaired": "the runs are paired"},
     }
 
@@ -354,15 +377,16 @@ def _speed_by_pairs(
     samples = [sample.model_copy(update={"integrity_failures": ()}) for sample in samples]
     races = [_race(results, question, pair(sample, question.rule)) for sample in samples]
     in_steps = [_in_log_steps(sample, race) for sample, race in zip(samples, races, strict=True)]
-    decisions = decide_family(in_steps, rule, t_star_cache=cache)
+    decisions = _decide(in_steps, rule, cache)
     found = []
     for sample, race, decision in zip(in_steps, races, decisions, strict=True):
         if sample.arm not in printed:
             continue
         e = describe(sample, rule)
         values = _of_pairs(results, question, e, decision)
-        values |= {"unit": "log steps", "dunnett_p": None, "speed": race and race.speed}
-        values["undefined"]["dunnett_p"] = "it is given for losses"
+        values |= {"unit": "log steps", "dunnett_p": None, "speed": race and race.speed, "cost_difference": None}
+        values["undefined"] |= {"dunnett_p": "it is given for losses", "cost_difference": "see cost_to_target"}
+        _set_cost(values, "cost_to_target", _cost_of_race(results, question, sample.arm, race))
         if race is None:
             _forget(values, NOT_TESTED)
             values["undefined"]["speed"] = NOT_TESTED
@@ -402,27 +426,23 @@ def _race(results: Results, question: Question, pairs: Pairs) -> _Race | None:
         return None
     target = question.target
     assert target is not None
-    grid = results.paired_curves(question.baseline, pairs.arm, pairs.seeds)
-    if grid is None:
-        raise UsageError(
-            f"{results.path}: {question.baseline} and {pairs.arm} were evaluated at no common step, so that their "
-            "curves cannot be compared pair by pair; use --unpaired."
-        )
-    steps, base, chal = grid
-    base[pairs.baseline_diverged] = np.inf
-    chal[pairs.challenger_diverged] = np.inf
     arms = (question.baseline, pairs.arm)
-    ends = np.array([[_last_step(results.of(arm)[seed]) for seed in pairs.seeds] for arm in arms])
-    arrived = _arrivals(steps, base, chal, target)
+    runs = [[results.of(arm)[seed] for seed in pairs.seeds] for arm in arms]
+    ends = np.array([[_last_step(entry) for entry in side] for side in runs])
+    by_seed = [_steps_needed(results, arm, target) for arm in arms]
+    # A diverged run may have no curve at all.
+    arrived = np.array([[needed.get(seed, math.inf) for seed in pairs.seeds] for needed in by_seed])
+    brackets = np.array([[_bracket(entry, target) for entry in side] for side in runs])
+    firsts = np.array([[0.0 if e.curve is None else e.curve.steps[0] for e in side] for side in runs])
+    if (arrived == firsts).all():
+        raise UsageError(
+            f"{results.path}: every run of {arms[0]} and {arms[1]} is at {target:g} or below by its first evaluation, "
+            "so that the steps to it are not known; choose a lower --target."
+        )
     # What the longer run of a pair did after the other had ended without arriving says nothing about which is faster.
     cut = np.where(np.isinf(arrived), ends, np.inf).min(axis=0)
-    beyond = steps > cut[:, np.newaxis]
-    base[beyond] = chal[beyond] = np.inf
-    needed = _arrivals(steps, base, chal, target)
-    for arm, side in zip(arms, needed, strict=True):
-        _check_start(results, arm, dict(zip(pairs.seeds, side, strict=True)), target)
-    with np.errstate(invalid="ignore"):
-        speed = speed_to_target(steps, base, chal, target=target)
+    needed = np.where(arrived > cut, np.inf, arrived)
+    speed = speed_of_arrivals(*needed, *brackets, target=target)
     return _Race(
         seeds=pairs.seeds,
         baseline=needed[0],
@@ -433,9 +453,10 @@ def _race(results: Results, question: Question, pairs: Pairs) -> _Race | None:
     )
 
 
-def _arrivals(steps: Floats, baseline: Floats, challenger: Floats, target: float) -> Floats:
-    """Steps to the target, [2, S]: of the baseline's runs and of the challenger's."""
-    return np.array([[steps_to_target(steps, curve, target) for curve in side] for side in (baseline, challenger)])
+def _bracket(entry: Entry, target: float) -> tuple[float, float]:
+    if entry.curve is None:
+        return 0.0, math.inf
+    return grid_bracket(entry.curve.steps, entry.curve.losses, target)
 
 
 def _check_start(results: Results, arm: str, needed: Mapping[int, float], target: float) -> None:
@@ -473,8 +494,8 @@ def _decide_by_signs(values: dict[str, Any], race: _Race, e: Estimates, family_s
     rule, margin = question.rule, _log_margin(question.rule)
     n = len(race.seeds)
     both = np.isinf(race.baseline) & np.isinf(race.challenger)
+    r = log_ratios(race.baseline, race.challenger)
     with np.errstate(invalid="ignore"):
-        r = np.log(race.baseline) - np.log(race.challenger)
         # A GO counts on the least that a baseline run which ended without arriving allows.
         at_least = np.log(np.where(np.isinf(race.baseline), race.baseline_ends, race.baseline)) - np.log(
             race.challenger
@@ -483,6 +504,9 @@ def _decide_by_signs(values: dict[str, Any], race: _Race, e: Estimates, family_s
     ratios = [np.where(both, -np.inf, shifted) for shifted in (r, margin - r, r + margin)]
     one_look = rule.plan == "fixed" and n >= rule.n_min
     p = [sign_test_p(shifted, {})[0] if one_look else None for shifted in ratios]
+    # Twice the smaller one-sided p; a pair in which neither arrives counts against either direction.
+    worse = sign_test_p(np.where(both, -np.inf, -r), {})[0] if one_look else None
+    p_two_sided = None if p[0] is None or worse is None else min(1.0, 2 * min(p[0], worse))
     adjusted = [None if x is None else min(1.0, family_size * x) for x in p]
     a, b, c = (np.array(x is not None and x <= rule.alpha) for x in adjusted)
     broken = _broken_guardrails(race, e, rule)
@@ -522,12 +546,15 @@ def _decide_by_signs(values: dict[str, Any], race: _Race, e: Estimates, family_s
     values["undefined"] |= dict.fromkeys(
         ("next_pairs", "next_cost_usd"), "signs do not tell how many pairs would decide"
     )
-    sides = {"p_one_sided": race.speed.sign_p_one_sided, "p_two_sided": race.speed.sign_p_two_sided}
-    values |= {"next_pairs": None, "next_cost_usd": None}
-    values |= {**sides, "p_adjusted": adjusted[0], "verdict": verdict, "reasons": (*reasons, *e.notes)}
-    for name, value in (*sides.items(), ("p_adjusted", adjusted[0])):
+    if e.early_regress is None:
+        reasons.append(UNCHECKED + NO_COMMON_START)
+    values |= {"next_pairs": None, "next_cost_usd": None, "verdict": verdict, "reasons": (*reasons, *e.notes)}
+    for name, value in (("p_one_sided", p[0]), ("p_two_sided", p_two_sided), ("p_adjusted", adjusted[0])):
+        values[name] = value
         if value is not None:
             values["undefined"].pop(name)
+        else:
+            values["undefined"][name] = NOT_TESTED
 
 
 def _broken_guardrails(race: _Race, e: Estimates, rule: Rule) -> list[str]:
@@ -540,7 +567,7 @@ def _broken_guardrails(race: _Race, e: Estimates, rule: Rule) -> list[str]:
 
 
 def _median_sentence(speed: Speed) -> str:
-    if speed.median_ratio is None:
+    if speed.median_ratio is None or 2 * min(speed.baseline_never, speed.challenger_never) >= speed.n:
         return "the median pair has no ratio"
     saved = 100 * (1 - 1 / speed.median_ratio)
     return f"the median pair takes {abs(saved):.4g}% {'fewer' if saved >= 0 else 'more'} steps"
@@ -636,25 +663,14 @@ def _last_step(entry: Entry) -> float:
 
 def _unpaired_early_regress(results: Results, baseline: str, arm: str) -> float | None:
     """Of the arms' mean curves, on the steps that all runs have, over 30 % of the shortest run that completed."""
-    sides = [
-        [e.curve for e in results.of(name).values() if e.curve is not None and e.run.status != "failed"]
-        for name in (baseline, arm)
-    ]
-    ends = [
-        e.curve.steps[-1]
-        for name in (baseline, arm)
-        for e in results.of(name).values()
-        if e.curve is not None and e.run.status == "completed"
-    ]
-    if not (all(sides) and ends) or (grid := on_common_steps(*sides)) is None:
+    sides = [[e for e in results.of(name).values() if e.run.status != "failed"] for name in (baseline, arm)]
+    grid = up_to_the_shortest(*sides)
+    if grid is None:
         return None
-    steps, base, chal = grid
-    within = steps <= min(ends)
+    steps, base, chal = grid.curves
     if results.diverged_loss is not None:
         base, chal = (np.where(np.isfinite(losses), losses, results.diverged_loss) for losses in (base, chal))
-    return early_regress(
-        steps[within], base[:, within].mean(axis=0), chal[:, within].mean(axis=0), total_steps=int(min(ends))
-    )
+    return early_regress(steps, base.mean(axis=0), chal.mean(axis=0), total_steps=grid.total_steps)
 
 
 def _unlike_arms(results: Results, question: Question, arm: str) -> list[str]:
@@ -682,10 +698,9 @@ def _unlike_arms(results: Results, question: Question, arm: str) -> list[str]:
 
 
 def _of_unpaired(results: Results, question: Question, sample: UnpairedSample, u: Unpaired) -> dict[str, Any]:
-    unchecked = "no evaluations in the first 30% of the steps are common to the runs"
     reasons = [*u.reasons, *_horizon_sentences(results, question, u.arm)]
     if sample.early_regress is None:
-        reasons.append(f"early regress was not checked: {unchecked}")
+        reasons.append(UNCHECKED + NO_COMMON_START)
     values: dict[str, Any] = dict.fromkeys(Comparison.model_fields, None) | {
         "arm": u.arm,
         "n_baseline": len(results.of(question.baseline)),
@@ -724,7 +739,7 @@ def _of_unpaired(results: Results, question: Question, sample: UnpairedSample, u
     }
     why = {name: u.undefined[theirs[name]] for name in theirs if values[name] is None}
     why |= {
-        "early_regress": unchecked,
+        "early_regress": NO_COMMON_START,
         "speed": "see unpaired and steps_to_target" if question.target is not None else "no --target",
         "next_pairs": "the plan looked once",
         "next_cost_usd": "the plan looked once",
@@ -769,6 +784,56 @@ def _pair_mean(results: Results, question: Question, arm: str, column: Literal["
             return None
         total += math.fsum(known) / len(known)
     return total
+
+
+def _run_costs(results: Results, arms: Sequence[str], seeds: Sequence[int]) -> tuple[str, list[Floats]] | None:
+    """Unit, and the costs [S] of the runs of two arms; None where no column tells them all, above 0."""
+    for unit, column in (("usd", "cost_usd"), ("s", "seconds")):
+        costs = [[getattr(results.of(arm)[seed], column) for seed in seeds] for arm in arms]
+        if all(cost for side in costs for cost in side):
+            return unit, [np.array(side, dtype=np.float64) for side in costs]
+    return None
+
+
+def _cost_difference(results: Results, baseline: str, pairs: Pairs) -> tuple[str, CostDifference] | str:
+    """Unit and difference of the costs of whole runs, or why there is none."""
+    if pairs.invalid or pairs.incomplete:
+        return NOT_TESTED
+    if pairs.baseline_diverged.any() or pairs.challenger_diverged.any():
+        return "a run diverged: its cost is not that of a whole run"
+    found = _run_costs(results, (baseline, pairs.arm), pairs.seeds)
+    return NO_COSTS if found is None else (found[0], cost_difference(*found[1]))
+
+
+def _cost_of_race(results: Results, question: Question, arm: str, race: _Race | None) -> tuple[str, CostToTarget] | str:
+    """Unit and cost to the target, at each run's own price of a step, or why there is none."""
+    if race is None:
+        return NOT_TESTED
+    assert question.target is not None
+    arms = (question.baseline, arm)
+    found = _run_costs(results, arms, race.seeds)
+    curves = [[results.of(name)[seed].curve for seed in race.seeds] for name in arms]
+    if found is None:
+        return NO_COSTS
+    lengths = [[0.0 if curve is None else curve.steps[-1] for curve in side] for side in curves]
+    if not np.all(lengths):
+        return "a run has no step after 0 to price"
+    per_step = [costs / length for costs, length in zip(found[1], lengths, strict=True)]
+    return found[0], cost_to_target(
+        race.baseline,
+        race.challenger,
+        target=question.target,
+        baseline_per_step=per_step[0],
+        challenger_per_step=per_step[1],
+    )
+
+
+def _set_cost(values: dict[str, Any], name: str, found: tuple[str, CostDifference | CostToTarget] | str) -> None:
+    if isinstance(found, str):
+        values |= {"cost_unit": None, name: None}
+        values["undefined"] |= dict.fromkeys(("cost_unit", name), found)
+    else:
+        values["cost_unit"], values[name] = found
 
 
 def _priced(values: dict[str, Any], usd: float | None, seconds: float | None) -> dict[str, Any]:

@@ -94,10 +94,12 @@ class Results:
         """The runs of two arms as a sample; seeds that only one arm has are in it, for the rule to leave out.
 
         Curves that end at different steps are an integrity failure of the sample: their last losses are not of the same
-        training. The early regress is over the steps that all the paired runs have.
+        training. The early regress is over the steps that all the paired runs have, up to the end of the shortest.
         """
-        unlike = self._unlike_lengths(baseline, challenger)
-        grid = None if unlike else self.paired_curves(baseline, challenger, self.common_seeds(baseline, challenger))
+        seeds = self.common_seeds(baseline, challenger)
+        sides = [[self.of(arm)[seed] for seed in seeds] for arm in (baseline, challenger)]
+        whole = all(entry.curve is not None for entry in (*sides[0], *sides[1]))
+        grid = up_to_the_shortest(*sides) if whole else None
         return PairedSample(
             arm=challenger,
             baseline=tuple(entry.run for entry in self.of(baseline).values()),
@@ -105,21 +107,9 @@ class Results:
             provenance=provenance,
             early_regress=None
             if grid is None
-            else early_regress(*grid, total_steps=int(grid[0][-1]), diverged_loss=self.diverged_loss),
-            integrity_failures=tuple(unlike),
+            else early_regress(*grid.curves, total_steps=grid.total_steps, diverged_loss=self.diverged_loss),
+            integrity_failures=tuple(self._unlike_lengths(baseline, challenger)),
         )
-
-    def paired_curves(
-        self, baseline: str, challenger: str, seeds: Sequence[int]
-    ) -> tuple[Floats, Floats, Floats] | None:
-        """steps [E], baseline and challenger losses [S, E], for S seeds that both arms finished.
-
-        As `on_common_steps`; None where a run has no curve or there is no common step.
-        """
-        sides = [[curve for seed in seeds if (curve := self.of(arm)[seed].curve)] for arm in (baseline, challenger)]
-        if not seeds or len(sides[0]) + len(sides[1]) < 2 * len(seeds):
-            return None
-        return on_common_steps(*sides)
 
     def _unlike_lengths(self, baseline: str, challenger: str) -> list[str]:
         found = []
@@ -166,6 +156,29 @@ def read_results(
         for arm, by_seed in drafts.items()
     }
     return Results(path=path, entries=entries, diverged_loss=diverged_loss)
+
+
+@dataclass(frozen=True)
+class CommonGrid:
+    """Curves of two arms at the steps [E] that all runs have, and the length of the shortest run that completed."""
+
+    curves: tuple[Floats, Floats, Floats]
+    """Steps [E], and losses [S1, E] and [S2, E] of either arm."""
+    total_steps: int
+
+
+def up_to_the_shortest(first: Sequence[Entry], second: Sequence[Entry]) -> CommonGrid | None:
+    """Runs of two arms at their common steps, up to the end of the shortest run that completed.
+
+    Runs without a curve are left out. None where an arm has no curve, no run completed or there is no common step.
+    """
+    sides = [[entry.curve for entry in side if entry.curve is not None] for side in (first, second)]
+    ends = [e.curve.steps[-1] for e in (*first, *second) if e.curve is not None and e.run.status == "completed"]
+    if not (all(sides) and ends) or (grid := on_common_steps(*sides)) is None:
+        return None
+    steps, base, chal = grid
+    within = steps <= min(ends)
+    return CommonGrid(curves=(steps[within], base[:, within], chal[:, within]), total_steps=int(min(ends)))
 
 
 def on_common_steps(first: Sequence[Curve], second: Sequence[Curve]) -> tuple[Floats, Floats, Floats] | None:
@@ -259,16 +272,15 @@ class _Draft:
             if evaluated:
                 curve = Curve(*np.array(evaluated, dtype=np.float64).T)
         status = self.status or "completed"
-        if status == "completed":
-            if last is None or last.loss is None:
-                at = f", line {last.line}" if last else ""
-                raise UsageError(
-                    f"{where}{at}: {self.name} ends without a loss; write nan if the run diverged, give it the status "
-                    "failed if it did, or remove the rows that log no loss."
-                )
-            losses = curve.losses if curve is not None else np.array([last.loss])
-            if diverged(losses):
-                status = "diverged"
+        if status == "completed" and (last is None or last.loss is None):
+            at = f", line {last.line}" if last else ""
+            raise UsageError(
+                f"{where}{at}: {self.name} ends without a loss; write nan if the run diverged, give it the status "
+                "failed if it did, or remove the rows that log no loss."
+            )
+        # A job that was killed because it diverged is no accident of the machine.
+        if diverged([row.loss for _, row in sorted(self.rows.items()) if row.loss is not None]):
+            status = "diverged"
         if status == "diverged" and diverged_loss is None:
             raise UsageError(
                 f"{where}: {self.name} diverged ({self._why_diverged(curve, last)}), and leaving it out would flatter "

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, MutableMapping
+from contextlib import suppress
 from pathlib import Path
 
 from muonlab.registry.files import write_atomically
 
 
 class ThresholdCache(MutableMapping[str, float]):
-    """A dict of numbers in a JSON file, read once and written at each change; an unreadable file counts as empty."""
+    """A dict of numbers in a JSON file, read once, written at each change; an unreadable one counts as empty."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -39,8 +40,11 @@ class ThresholdCache(MutableMapping[str, float]):
         return len(self._values)
 
     def _write(self) -> None:
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(self._path, json.dumps(self._values, indent=1, sort_keys=True) + "\n", durable=False)
+        text = json.dumps(self._values, indent=1, sort_keys=True) + "\n"
+        # Where nothing can be written, the next process simulates again.
+        with suppress(OSError):
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(self._path, text, durable=False)
 
 
 def _read(path: Path) -> dict[str, float]:

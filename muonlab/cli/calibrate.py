@@ -36,6 +36,7 @@ def calibrate(studies: int, seed: int, noise_from: str | None, as_json: bool, **
     """
     from muonlab.analysis.calibrate import calibrate as simulate
     from muonlab.analysis.calibrate import render
+    from muonlab.stats.threshold import TooFewPathsError
 
     declared: dict[str, Any] = {}
     own = None
@@ -47,6 +48,8 @@ def calibrate(studies: int, seed: int, noise_from: str | None, as_json: bool, **
     rule = rule_of({**declared, **{name: value for name, value in asked.items() if value is not None}})
     try:
         report = simulate(rule, studies=studies, seed=seed, own=own, undeclared=undeclared, cache=t_star_cache())
+    except TooFewPathsError as error:
+        raise UsageError(f"--alpha: found {rule.alpha:g}; {error}.") from None
     except ValueError as error:
         raise UsageError(f"muon calibrate: {error}") from None
     click.echo(report.model_dump_json(indent=2) if as_json else render(report))

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from muonlab.stats.rule import Rule
 
 WIDTH = 80
+SMALLEST_ALPHA = 1e-9  # far below, the t at which E reaches 1 / alpha is lost in rounding
 
 
 @click.command()
@@ -99,6 +100,8 @@ def _rule(**asked: Any) -> Rule:
     n_min, n_max = asked["n_min"], asked["n_max"]
     if n_max is None:
         n_max = 12 if plan == "sequential" else max(12, n_min)
+    if 0 < asked["alpha"] < SMALLEST_ALPHA:
+        raise UsageError(f"--alpha: found {asked['alpha']:g}; it should be {SMALLEST_ALPHA:g} or more.")
     if n_max < n_min:
         raise UsageError(
             f"--n-max is {n_max} and --n-min is {n_min}; the plan must not end before it begins: raise --n-max."
@@ -186,10 +189,43 @@ def _comparison(report: Report, c: Comparison, left_out: list[str]) -> str:
     for cost in (c.usd_per_pp, c.seconds_per_pp):
         if "low" not in cost.undefined or "point" not in cost.undefined:
             lines.append(_wrap(f"Price: {cost.sentence}.", "  "))
+    lines += [_wrap(sentence, "  ") for sentence in _cost(report, c)]
     if c.e_value is not None:
         lines.append(f"  E-value against no improvement: {c.e_value:.4g}")
     lines += [_wrap(reason + ".", "  - ") for reason in rest if reason not in left_out]
     return "\n".join(lines)
+
+
+def _cost(report: Report, c: Comparison) -> list[str]:
+    """What a run of either arm costs, or what it costs until the target; nothing where the file does not tell."""
+    arms = (report.baseline, c.arm)
+    if (to := c.cost_to_target) is not None:
+        if to.geometric_mean_ratio is not None:
+            interval = (
+                "no interval" if to.ratio_ci95 is None else "95% interval [{:.4g}, {:.4g}]".format(*to.ratio_ci95)
+            )
+            means = zip((to.baseline_mean, to.challenger_mean), arms, strict=True)
+            said = " and ".join(f"{_amount(mean, c.cost_unit)} for {arm}" for mean, arm in means if mean is not None)
+            return [f"Cost to {to.target:g}: {said}, ratio {to.geometric_mean_ratio:.4g}, {interval}."]
+        if to.median_ratio is None or 2 * min(to.baseline_never, to.challenger_never) >= to.n:
+            return [f"Cost to {to.target:g}: no ratio, half of an arm's runs or more never arrive."]
+        return [f"Cost to {to.target:g}: {arms[0]} over {arms[1]}, ratio of the median pair {to.median_ratio:.4g}."]
+    if (run := c.cost_difference) is not None:
+        size = f"{_amount(abs(run.mean_diff), c.cost_unit)} {'less' if run.mean_diff > 0 else 'more'} than with"
+        if run.mean_diff == 0:
+            size = "the same as with"
+        if run.ci95 is None:
+            interval = f"no interval: {run.undefined['ci95']}"
+        else:
+            low, high = (_amount(end, c.cost_unit) for end in run.ci95)
+            interval = f"95% interval of what is saved [{low}, {high}]"
+        return [f"Cost of a run: {size} {arms[0]}, {interval}."]
+    return []
+
+
+def _amount(cost: float, unit: str | None) -> str:
+    size = f"{abs(cost):,.2f}" if abs(cost) >= 1 else f"{abs(cost):.3g}"
+    return f"{'-' if cost < 0 else ''}{f'${size}' if unit == 'usd' else f'{size} s'}"
 
 
 def _steps(report: Report) -> str:

@@ -44,6 +44,7 @@ def power(pilot: str | None, **asked: Any) -> None:
     gives min_effect, plan, family and price where no option says otherwise; if its plan was amended, that holds here.
     """
     from muonlab.analysis.power import draw, plan_power, render
+    from muonlab.stats.threshold import TooFewPathsError
 
     given = [name for name in ("run_sd", "sd_diff") if asked[name] is not None]
     if len(given) + (pilot is not None) != 1:
@@ -71,7 +72,7 @@ def power(pilot: str | None, **asked: Any) -> None:
             seed=asked["seed"],
             cache=t_star_cache(),
         )
-    except ValueError as error:
+    except TooFewPathsError as error:
         raise UsageError(f"--alpha: found {rule.alpha:g}; {error}.") from None
     if asked["figure"] is not None:
         draw(report, asked["figure"])

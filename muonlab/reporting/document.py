@@ -382,8 +382,8 @@ def _cost(standing: Standing) -> tuple[Block, ...]:
         for c in standing.comparisons
     ]
     note = (
-        f"Cheaper by: what a run of {study.baseline} took minus what the arm's took on the same seed, averaged over the "
-        "pairs; negative is dearer. All attempts at a run count, and a run that diverged early is a cheap one."
+        f"Cheaper by: what a run of {study.baseline} took minus what the arm's took on the same seed, averaged over "
+        "the pairs; negative is dearer. All attempts at a run count, and a run that diverged early is a cheap one."
     )
     return (Paragraph(text), Table(columns, tuple(rows)), Paragraph(note))
 

@@ -443,8 +443,7 @@ def _advise(arm: _Arm, tested: Verdict, tests: Tests, first_go: int | None, rule
         sentence = f"predictive chance of a decision within {_next(more)}: {chance:.0%}"
     else:
         sentence = (
-            f"predictive chance of a decision within {_next(more)}, all that the plan has left: only "
-            f"{chance:.0%}"
+            f"predictive chance of a decision within {_next(more)}, all that the plan has left: only {chance:.0%}"
         )
     return _Advice(more, chance, "", (sentence,))
 

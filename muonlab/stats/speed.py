@@ -103,27 +103,66 @@ def speed_to_target(
             f"speed to target: {steps.size} evaluation steps, baseline {base.shape}, challenger {chal.shape}; give "
             "both arms as [seeds, evaluations] on the same seeds and steps"
         )
-    if target is None:
-        r = np.array([log_ratio_over_levels(steps, b, c) for b, c in zip(base, chal, strict=True)])
-        baseline_never, challenger_never = int(np.isposinf(r).sum()), int(np.isneginf(r).sum())
-    else:
-        r = np.array([_log_ratio(steps, b, c, target) for b, c in zip(base, chal, strict=True)])
-        baseline_never, challenger_never = (
-            sum(np.isinf(steps_to_target(steps, curve, target)) for curve in curves) for curves in (base, chal)
-        )
+    if target is not None:
+        arrivals = [[steps_to_target(steps, curve, target) for curve in curves] for curves in (base, chal)]
+        brackets = [[grid_bracket(steps, curve, target) for curve in curves] for curves in (base, chal)]
+        return speed_of_arrivals(*arrivals, *brackets, target=target)
+    r = np.array([log_ratio_over_levels(steps, b, c) for b, c in zip(base, chal, strict=True)])
+    undefined = {
+        "target": "no single target: nine levels of each pair",
+        "grid_saved_pct": "the grid's bounds are given for a single target",
+    }
+    return _speed(r, int(np.isposinf(r).sum()), int(np.isneginf(r).sum()), None, None, undefined)
+
+
+def speed_of_arrivals(
+    baseline: ArrayLike,
+    challenger: ArrayLike,
+    baseline_brackets: ArrayLike,
+    challenger_brackets: ArrayLike,
+    *,
+    target: float,
+) -> Speed:
+    """Speed of one arm over pairs of runs that were evaluated at any steps of their own.
+
+    baseline, challenger: [S] steps to the target (`steps_to_target`) of the same seeds, above 0, infinity for never;
+    brackets: [S, 2] of each (`grid_bracket`).
+    """
+    base, chal = (np.asarray(arrivals, dtype=np.float64) for arrivals in (baseline, challenger))
     undefined: dict[str, str] = {}
-    grid = _grid_saved(steps, base, chal, target, undefined)
-    ratios = ratio_summary(r, int(baseline_never), int(challenger_never), undefined)
+    never = [int(np.isinf(arrivals).sum()) for arrivals in (base, chal)]
+    grid = None
+    if sum(never):
+        undefined["grid_saved_pct"] = "a run never arrives"
+    else:
+        grid = _grid_saved(np.asarray(baseline_brackets), np.asarray(challenger_brackets), undefined)
+    return _speed(log_ratios(base, chal), never[0], never[1], grid, target, undefined)
+
+
+def log_ratios(baseline: Floats, challenger: Floats) -> Floats:
+    """log baseline - log challenger of pairs [S] of steps or costs; 0 where both are infinite: nothing is known."""
+    both = np.isinf(baseline) & np.isinf(challenger)
+    with np.errstate(invalid="ignore"):
+        return np.where(both, 0.0, np.log(baseline) - np.log(challenger))
+
+
+def _speed(
+    r: Floats,
+    baseline_never: int,
+    challenger_never: int,
+    grid: Interval | None,
+    target: float | None,
+    undefined: dict[str, str],
+) -> Speed:
+    ratios = ratio_summary(r, baseline_never, challenger_never, undefined)
     ratio = ratios["geometric_mean_ratio"]
     if ratio is None:
         undefined["steps_saved_pct"] = undefined["geometric_mean_ratio"]
-    if target is None:
-        undefined["target"] = "no single target: nine levels of each pair"
     return Speed(
         n=r.size,
         target=target,
-        baseline_never=int(baseline_never),
-        challenger_never=int(challenger_never),
+        baseline_never=baseline_never,
+        challenger_never=challenger_never,
         steps_saved_pct=None if ratio is None else 100 * (1 - 1 / ratio),
         grid_saved_pct=grid,
         undefined=undefined,
@@ -199,22 +238,11 @@ def _log_ratio(steps: Floats, baseline: Floats, challenger: Floats, target: floa
     return 0.0 if base == chal else float(np.log(base) - np.log(chal))
 
 
-def _grid_saved(
-    steps: Floats, base: Floats, chal: Floats, target: float | None, undefined: dict[str, str]
-) -> Interval | None:
-    """Mean over pairs of the smallest and largest share of steps saved that the brackets allow, in %."""
-    if target is None:
-        undefined["grid_saved_pct"] = "the grid's bounds are given for a single target"
-        return None
-    brackets = [
-        (grid_bracket(steps, b, target), grid_bracket(steps, c, target)) for b, c in zip(base, chal, strict=True)
-    ]
-    if any(np.isinf(b[1]) or np.isinf(c[1]) for b, c in brackets):
-        undefined["grid_saved_pct"] = "a run never arrives"
-        return None
-    if any(b[0] == 0 for b, _ in brackets):
+def _grid_saved(baseline: Floats, challenger: Floats, undefined: dict[str, str]) -> Interval | None:
+    """Mean over pairs of the smallest and largest share of steps saved that the brackets [S, 2] allow, in %."""
+    if (baseline[:, 0] == 0).any():
         undefined["grid_saved_pct"] = "the baseline arrives before its first evaluation: no lower bound"
         return None
-    low = np.mean([1 - c[1] / b[0] for b, c in brackets])
-    high = np.mean([1 - c[0] / b[1] for b, c in brackets])
+    low = np.mean(1 - challenger[:, 1] / baseline[:, 0])
+    high = np.mean(1 - challenger[:, 0] / baseline[:, 1])
     return float(100 * low), float(100 * high)

@@ -18,7 +18,7 @@ from muonlab.stats.evidence import Floats
 from muonlab.stats.kernel import paired_t
 from muonlab.stats.result import Result
 from muonlab.stats.sample import moments
-from muonlab.stats.speed import ratio_summary, steps_to_target
+from muonlab.stats.speed import log_ratios, ratio_summary
 
 
 class CostDifference(Result):
@@ -79,7 +79,6 @@ def cost_difference(baseline: ArrayLike, challenger: ArrayLike) -> CostDifferenc
 
 
 def cost_to_target(
-    steps: ArrayLike,
     baseline: ArrayLike,
     challenger: ArrayLike,
     *,
@@ -89,28 +88,21 @@ def cost_to_target(
 ) -> CostToTarget:
     """What each arm costs until its validation loss is at most `target`.
 
-    steps: [E], rising; baseline, challenger: [S, E] losses in nats/token of the same seeds; per_step: [S] or one price
-    of a step, above 0. Raises ValueError on other shapes or prices.
+    baseline, challenger: [S] steps to the target of the same seeds, above 0, infinity for never; per_step: [S] or one
+    price of a step, above 0. Raises ValueError on other shapes, steps or prices.
     """
-    steps = np.asarray(steps, dtype=np.float64)
-    base, chal = (np.atleast_2d(np.asarray(curves, dtype=np.float64)) for curves in (baseline, challenger))
+    sides = [np.asarray(steps, dtype=np.float64) for steps in (baseline, challenger)]
     prices = [np.asarray(price, dtype=np.float64) for price in (baseline_per_step, challenger_per_step)]
-    fits = all(price.shape in ((), (base.shape[0],)) and (price > 0).all() for price in prices)
-    if base.shape != chal.shape or base.shape[-1] != steps.size or not fits:
+    pairs = sides[0].shape
+    fits = all(price.shape in ((), pairs) and (np.isfinite(price) & (price > 0)).all() for price in prices)
+    if len(pairs) != 1 or pairs != sides[1].shape or not fits or not all((steps > 0).all() for steps in sides):
         raise ValueError(
-            f"cost to target: {steps.size} evaluation steps, baseline {base.shape}, challenger {chal.shape}, prices "
-            f"{[p.shape for p in prices]}; give both arms as [seeds, evaluations] on the same seeds and steps, and "
-            "prices above 0, one or one a seed"
+            f"cost to target: steps of shapes {[steps.shape for steps in sides]}, prices {[p.shape for p in prices]}; "
+            "give the steps of both arms on the same seeds, above 0, and prices above 0, one or one a seed"
         )
-    spent = [
-        price * np.array([steps_to_target(steps, curve, target) for curve in curves])
-        for price, curves in zip(prices, (base, chal), strict=True)
-    ]
+    spent = [price * steps for price, steps in zip(prices, sides, strict=True)]
     never = [int(np.isinf(cost).sum()) for cost in spent]
-    # Where neither arrives nothing is known of the pair: a tie.
-    both = np.isinf(spent[0]) & np.isinf(spent[1])
-    with np.errstate(invalid="ignore"):
-        r = np.where(both, 0.0, np.log(spent[0]) - np.log(spent[1]))
+    r = log_ratios(spent[0], spent[1])
     undefined: dict[str, str] = {}
     ratios = ratio_summary(r, never[0], never[1], undefined)
     means: list[float | None] = [float(cost.mean()) if not n else None for cost, n in zip(spent, never, strict=True)]

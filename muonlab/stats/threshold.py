@@ -20,8 +20,15 @@ N_PATHS = 1_000_000  # standard error of t* about 0.003 at alpha 0.05, 0.006 at 
 CHUNK_PATHS = 100_000  # keeps one chunk's arrays under 20 MB
 
 
+class TooFewPathsError(ValueError):
+    """The level is so small that the simulated paths say nothing of its t*."""
+
+
 def simulate_t_star(n_max: int, level: float, *, n_first: int, g: float, n_paths: int, seed: int) -> float:
-    """t* from `n_paths` simulated null studies that look after every pair from `n_first` to `n_max`."""
+    """t* from `n_paths` simulated null studies that look after every pair from `n_first` to `n_max`.
+
+    Raises TooFewPathsError where fewer than one of the paths would reject at `level`.
+    """
     rng = np.random.default_rng(seed)
     limits = [(n, critical_t(n, level, g)) for n in range(n_first, n_max)]
     kept: list[np.ndarray] = []
@@ -38,7 +45,7 @@ def simulate_t_star(n_max: int, level: float, *, n_first: int, g: float, n_paths
     to_reject = round(level * n_paths) - stopped
     last = np.concatenate(kept)
     if not 0 < to_reject < last.size:
-        raise ValueError(
+        raise TooFewPathsError(
             f"{n_paths:,} simulated paths are too few for t* at level {level:g} and n_max {n_max}; raise alpha, or "
             "declare a fixed plan"
         )

@@ -17,6 +17,7 @@ PROMISED = {
     *("usd_per_pp", "verdict", "next_pairs", "reasons"),
 }
 BASE = ["--baseline", "muon", "--min-effect", "0.5%"]
+TWELVE = "arm,seed,loss\n" + "".join(f"muon,{i},{2 + i % 3 / 99}\nnolah,{i},{2 + i % 5 / 99}\n" for i in range(12))
 
 
 def curves(path, *, arms, seeds, every=10, last=200, noise=1e-3):
@@ -82,6 +83,8 @@ def refused(result, *said):
         (None, [*BASE, "--n-max", "3"], ["--n-max is 3", "--n-min is 4"]),
         (None, [*BASE, "--n-max", "101"], ["--n-max", "101"]),
         (None, [*BASE, "--alpha", "0.5"], ["--alpha", "0.5"]),
+        (TWELVE, [*BASE, "--plan", "fixed", "--alpha", "1e-20"], ["--alpha", "1e-20", "1e-09"]),
+        (TWELVE, [*BASE, "--alpha", "1e-7"], ["--alpha 1e-07", "--n-max 12", "fixed plan"]),
         (None, [*BASE, "--unpaired", "--plan", "sequential"], ["--unpaired", "--plan fixed"]),
         (None, [*BASE, "--column", "loss"], ["--column", "loss=val/loss"]),
         (None, [*BASE, "--column", "loss=a", "--column", "loss=b"], ["twice"]),
@@ -210,3 +213,29 @@ def test_min_effect_under_a_target_is_a_percentage_of_the_steps_with_or_without_
     )
     assert bare.stdout == signed.stdout
     assert "1% of the steps" in " ".join(bare.stdout.split())
+
+
+def test_a_cache_that_cannot_be_written_changes_nothing(muon, tmp_path, monkeypatch):
+    (tmp_path / "twelve.csv").write_text(TWELVE)
+    (tmp_path / "file").write_text("in the way")
+    given = ["twelve.csv", *BASE, "--n-max", "5", "--n-min", "3", "--alpha", "0.041"]
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    expected = muon(*given)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    assert (muon(*given).stdout, expected.exit_code) == (expected.stdout, 0)
+    assert (tmp_path / "cache" / "muonlab" / "t_star.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("options", "said"), [([], "Cost of a run: $1.00 more than with muon"), (["--target", "2.2"], "Cost to 2.2: $")]
+)
+def test_costs_are_printed(muon, tmp_path, options, said):
+    curves(tmp_path / "curves.csv", arms=("muon", "a"), seeds=5)
+    lines = (tmp_path / "curves.csv").read_text().splitlines()
+    costs = {"muon": 2, "a": 3}
+    (tmp_path / "curves.csv").write_text(
+        "\n".join([lines[0] + ",cost_usd", *(f"{row},{costs[row.split(',')[0]]}" for row in lines[1:])])
+    )
+    text = muon("curves.csv", "--baseline", "muon", "--min-effect", "1%", *options).stdout
+    assert said in text
+    assert max(map(len, text.splitlines())) <= 80

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from muonlab.registry.record import RunRecord
 from muonlab.registry.settings import WorkloadSettings
@@ -180,3 +182,29 @@ def made_up(
         judged_by="8" * 64,
     )
     return judge(snapshot, evaluations)
+
+
+def at_prices(standing: Standing, times: Mapping[str, float]) -> Standing:
+    """The study judged again, an arm's runs this many times as long and as dear, more so on later seeds."""
+
+    def scaled(run: RunRecord) -> RunRecord:
+        by = times.get(run.arm, 1.0) * (1 + 0.1 * run.seed * (run.arm in times))
+        return run.model_copy(update={"wall_seconds": by * run.wall_seconds, "cost_usd": by * run.cost_usd})
+
+    records = [scaled(run) for run in standing.snapshot.records]
+    return judge(standing.snapshot.model_copy(update={"records": records}), [])
+
+
+def as_repository(standing: Standing, folder: Path) -> str:
+    """Write what the commands read of a judged study into an empty repository; returns the study's name."""
+    study = standing.snapshot.study
+    (folder / "params.yaml").touch()
+    (folder / "dvc.yaml").touch()
+    declared = folder / "experiments" / study.slug
+    declared.mkdir(parents=True)
+    content = study.model_dump(mode="json", exclude_defaults=True)
+    (declared / "study.yaml").write_text(json.dumps({"study": content}))
+    reports = folder / "reports" / study.slug
+    reports.mkdir(parents=True)
+    (reports / "stats.json").write_text(standing.model_dump_json())
+    return study.slug

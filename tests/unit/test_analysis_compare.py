@@ -233,7 +233,17 @@ def test_next_pairs_have_their_price(table):
     (found,) = ask(table({"muon": losses(2.0, 4), "a": losses(1.995, 4, seed=5)}), cost_per_pair_usd=7.0).comparisons
     assert found.verdict is Verdict.INCONCLUSIVE
     assert found.next_cost_usd == 7 * found.next_pairs
-    assert any(f"(${found.next_cost_usd:,.2f})" in reason for reason in found.reasons)
+
+
+def test_the_pairs_of_an_arm_have_one_price(table):
+    arms = {"muon": losses(2.0, 4), "x": losses(1.995, 4, seed=5), "y": losses(1.995, 4, seed=6)}
+    results = table(arms)
+    price = {"muon": 1, "x": 1, "y": 9}
+    lines = results.path.read_text().splitlines()
+    results.path.write_text("\n".join([lines[0] + ",cost_usd", *(f"{r},{price[r.split(',')[0]]}" for r in lines[1:])]))
+    for found in ask(read_results(results.path)).comparisons:
+        assert found.next_cost_usd == (1 + price[found.arm]) * found.next_pairs
+        assert "$" not in " ".join(found.reasons)
 
 
 @pytest.mark.parametrize(
@@ -277,3 +287,125 @@ def test_an_arm_with_a_run_that_never_arrives_counts_in_the_family_and_lends_not
     assert 0.22 < a.p_one_sided < 0.5
     assert a.p_adjusted == pytest.approx(2 * a.p_one_sided)
     assert (b.t, b.e_value, b.mean_diff) == (None, None, None)
+
+
+def test_a_race_reads_every_arrival_from_the_runs_own_curve(table):
+    # The baseline arrives at its last evaluation, a step at which the challenger was not evaluated.
+    def write(results, shift):
+        rows = []
+        for seed in range(8):
+            rows += [f"muon,{seed},{s},{3 + (3010 + seed % 3 - s) / 1000}" for s in (*range(100, 3001, 100), 3040)]
+            rows += [f"nolah,{seed},{s},{3 + (3010 + shift - s) / 1000}" for s in range(100, 3201, 100)]
+        results.path.write_text("\n".join(["arm,seed,step,loss", *rows]))
+        return read_results(results.path)
+
+    results = table({"muon": [SLOW], "nolah": [FAST]})
+    for shift, verdict in ((-15, Verdict.EQUIVALENT), (150, Verdict.NO_GO)):
+        report = ask(write(results, shift), effect=1, target=3.0, rule=FIXED)
+        (found,) = report.comparisons
+        assert (found.speed.baseline_never, found.speed.challenger_never) == (0, 0)
+        logs = [np.log([3010 + seed % 3 for seed in range(8)]), np.log(3010 + shift)]
+        assert found.mean_diff == pytest.approx(np.mean(logs[0] - logs[1]))
+        assert found.speed.geometric_mean_ratio == pytest.approx(np.exp(found.mean_diff))
+        assert found.verdict is verdict
+        assert [arm.never for arm in report.steps_to_target] == [0, 0]
+
+
+@pytest.mark.parametrize("stopped", [0, 1])
+def test_a_race_of_unlike_lengths_keeps_the_guardrail(table, stopped):
+    worse = np.array([2.9, 2.35, 2.26, 2.20])
+    arms = {"muon": noisy(SLOW), "nolah": noisy(worse, seed=1)}
+    if stopped:
+        arms["nolah"] = [curve[:3] for curve in arms["nolah"]]
+        arms["muon"][0] = SLOW + 0.2  # never arrives: the sign test
+    results = table(arms)
+    # 50 steps are within 30 % of what the shortest run has.
+    results.path.write_text(results.path.read_text().replace(",150,", ",170,"))
+    (found,) = ask(read_results(results.path), effect=2, target=2.31, rule=FIXED).comparisons
+    assert found.early_regress == pytest.approx(0.3 / 2.6, rel=0.3)
+    assert found.verdict is Verdict.NO_GO
+    assert "early regress of" in " ".join(found.reasons)
+
+
+@pytest.mark.parametrize("never", [False, True])
+def test_a_guardrail_that_no_common_evaluation_can_check_is_said_to_be_unchecked(table, never):
+    arms = {"muon": noisy(SLOW), "nolah": noisy(FAST, seed=1)}
+    if never:
+        arms["muon"][0] = SLOW + 0.2
+    results = table(arms)
+    lines = results.path.read_text().splitlines()
+    results.path.write_text("\n".join(row.replace(",50,", ",60,") if row.startswith("nolah") else row for row in lines))
+    (found,) = ask(read_results(results.path), effect=2, target=2.30, rule=FIXED).comparisons
+    assert found.early_regress is None
+    said = "no evaluations in the first 30% of the steps are common to the runs"
+    assert f"early regress was not checked: {said}" in found.reasons
+    assert found.undefined["early_regress"] == said
+
+
+def test_a_target_that_every_run_is_below_from_its_first_evaluation_is_refused(table):
+    arms = {"muon": noisy(SLOW), "nolah": noisy(FAST, seed=1)}
+    with pytest.raises(UsageError, match=r"muon and nolah is at 2.9 or below .* lower --target"):
+        ask(table(arms), effect=2, target=2.9)
+    same = {"muon": noisy(SLOW), "nolah": noisy(SLOW)}
+    (found,) = ask(table(same), effect=2, target=2.3).comparisons
+    assert found.verdict is Verdict.INVALID  # here the arm did nothing
+
+
+def test_the_p_of_a_race_is_that_of_the_sign_test_which_decided(table):
+    both = {"muon": [*noisy(SLOW, 5), SLOW + 0.2], "nolah": [*noisy(FAST, 5, seed=1), FAST + 0.2]}
+    (found,) = ask(table(both), effect=2, target=2.30, rule=FIXED).comparisons
+    assert (found.p_one_sided, found.p_two_sided) == (7 / 64, 14 / 64)
+    (turned,) = ask(
+        table({"muon": both["nolah"], "nolah": both["muon"]}), effect=2, target=2.30, rule=FIXED
+    ).comparisons
+    assert (turned.p_one_sided, turned.p_two_sided) == (1, 14 / 64)
+    (looking,) = ask(table(both), effect=2, target=2.30).comparisons
+    assert (looking.p_one_sided, looking.p_two_sided, looking.p_adjusted) == (None, None, None)
+    assert all("not tested" in looking.undefined[name] for name in ("p_one_sided", "p_two_sided", "p_adjusted"))
+
+
+def priced(results, column, cost):
+    """The file again with the cost of every run in one more column."""
+    lines = results.path.read_text().splitlines()
+    rows = [f"{row},{cost(*row.split(',')[:2])}" for row in lines[1:]]
+    results.path.write_text("\n".join([f"{lines[0]},{column}", *rows]))
+    return read_results(results.path)
+
+
+@pytest.mark.parametrize(("column", "unit"), [("cost_usd", "usd"), ("seconds", "s")])
+def test_cost_to_target_is_the_speed_times_the_price_of_a_step(table, column, unit):
+    arms = {"muon": noisy(SLOW), "nolah": noisy(FAST, seed=1)}
+    results = priced(table(arms), column, lambda arm, seed: 4 if arm == "muon" else 5)
+    (found,) = ask(results, effect=2, target=2.30, rule=FIXED).comparisons
+    cost = found.cost_to_target
+    assert cost.geometric_mean_ratio == pytest.approx(found.speed.geometric_mean_ratio * 4 / 5)
+    assert cost.ratio_ci95 == pytest.approx([ratio * 4 / 5 for ratio in found.speed.ratio_ci95])
+    assert (found.cost_unit, found.cost_difference) == (unit, None)
+    (unknown,) = ask(table(arms), effect=2, target=2.30, rule=FIXED).comparisons
+    assert unknown.cost_to_target is None
+    assert "cost_usd, or seconds" in unknown.undefined["cost_to_target"]
+
+
+def test_cost_difference_is_that_of_whole_runs(table):
+    arms = {"muon": losses(2.0), "nolah": losses(1.99, seed=1)}
+    results = priced(
+        table(arms), "cost_usd", lambda arm, seed: (4 if arm == "muon" else 5) + int(seed) % 2 * (arm == "muon")
+    )
+    (found,) = ask(results, rule=FIXED).comparisons
+    assert found.cost_difference.mean_diff == pytest.approx(-0.5)
+    assert found.cost_difference.ci95[0] < -0.5 < found.cost_difference.ci95[1]
+    assert (found.cost_unit, found.cost_to_target) == ("usd", None)
+    (unpaired,) = ask(results, rule=FIXED, unpaired=True).comparisons
+    assert (unpaired.cost_difference, unpaired.cost_unit) == (None, None)
+
+
+def test_a_cost_difference_is_not_taken_of_a_run_that_broke_off(table):
+    arms = {"muon": losses(2.0), "nolah": [*losses(1.99, 5, seed=1), math.nan]}
+    results = table({"muon": losses(2.0), "nolah": losses(1.99, seed=1)})
+    results.path.write_text(
+        "arm,seed,loss,cost_usd\n"
+        + "".join(f"{arm},{seed},{loss},3\n" for arm in arms for seed, loss in enumerate(arms[arm]))
+    )
+    rule = FIXED | {"diverged_loss": 7.6}
+    (found,) = ask(read_results(results.path, diverged_loss=7.6), rule=rule).comparisons
+    assert "a run diverged" in found.undefined["cost_difference"]

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from reporting_studies import BASELINE, NOISY, NOLAH, as_repository, made_up
 
 from muonlab.cli import main
 
@@ -99,6 +100,8 @@ def test_the_figure_is_drawn_with_units(tmp_path):
         (("--run-sd", "1", "--min-effect", "1", "--correlation", "1"), "--correlation: found 1"),
         (("--sd-diff", "1", "--min-effect", "1", "--effect", "1%"), "--effect: found '1%'"),
         (("--sd-diff", "1", "--min-effect", "1", "--figure", "power.docs"), "unknown ending '.docs'"),
+        (("--sd-diff", "1", "--min-effect", "1", "--alpha", "1e-7"), "--alpha: found 1e-07"),
+        (("900-tune-tiny", "--min-effect", "0.1%"), "it is a tuning study"),
         (("no-such-study", "--min-effect", "1"), "unknown study 'no-such-study'"),
     ],
 )
@@ -124,3 +127,28 @@ def test_refused_pilots(tmp_path, text, arguments, named):
     result = run(path, "--min-effect", "0.1%", *arguments)
     assert result.exit_code == 2
     assert named in result.output
+
+
+TWO = {"muon": BASELINE, "nolah": NOLAH, "other": NOISY}
+
+
+def test_a_study_gives_its_family_and_whether_it_was_amended(tmp_path, monkeypatch):
+    amended = made_up(TWO, decision={"plan": {"fixed": 5}, "correction": "dunnett"}, amended=True)
+    slug = as_repository(amended.model_copy(update={"undeclared": 2}), tmp_path)
+    monkeypatch.chdir(tmp_path)
+    d = document(slug)
+    assert (d["family_size"], d["power"]["level"]) == (4, pytest.approx(0.05 / 4))
+    assert d["rule"]["amended"] is True
+    assert any("amended" in note for note in d["notes"])
+    said = run(slug).output
+    assert "amended" in said
+    assert "1 of a family of 4" in said
+    assert max(map(len, said.splitlines())) <= 80
+
+
+def test_what_dunnetts_test_decides_is_refused(tmp_path, monkeypatch):
+    slug = as_repository(made_up(TWO, decision={"plan": {"fixed": 5}, "correction": "dunnett"}), tmp_path)
+    monkeypatch.chdir(tmp_path)
+    result = run(slug)
+    assert result.exit_code == 2
+    assert "Dunnett's test decides over its family of 2" in result.output

@@ -120,6 +120,44 @@ def test_statuses_of_trackers(read, word, status):
     assert run.status == status
 
 
+@pytest.mark.parametrize("word", ["crashed", "killed", "failed", "abandoned"])
+@pytest.mark.parametrize("losses", [["nan"], ["3.0", "nan"], ["3.0", "inf", ""], ["2.0", "3.1", "3.2"]])
+def test_a_job_that_was_ended_because_its_run_diverged_is_a_divergence(read, word, losses):
+    text = csv(*(f"muon,0,{i},{loss},{word}" for i, loss in enumerate(losses)), header="arm,seed,step,loss,status")
+    with pytest.raises(UsageError, match="--diverged-loss"):
+        read(text)
+    assert read(text, diverged_loss=7.6).of("muon")[0].run.status == "diverged"
+
+
+@pytest.mark.parametrize("losses", [["2.2"], [""], ["3.0", "2.5"], ["2.0", "3.1"]])
+def test_a_job_that_was_ended_without_a_divergence_stays_failed(read, losses):
+    text = csv(*(f"muon,0,{i},{loss},crashed" for i, loss in enumerate(losses)), header="arm,seed,step,loss,status")
+    assert read(text).of("muon")[0].run.status == "failed"
+
+
+def test_early_regress_of_unlike_lengths_is_over_those_of_the_shortest_that_completed(read):
+    rows = [row for row in ROWS if not row.startswith("nolah,1,200")]
+    rows += [f"{arm},{seed},20,{3.4 + 0.3 * (arm == 'nolah')}" for arm in ("muon", "nolah") for seed in (0, 1)]
+    found = read(csv(*rows, header="arm,seed,step,loss")).paired("muon", "nolah")
+    assert found.early_regress == pytest.approx(0.3 / 3.4)  # step 20 alone is within 30 % of 100
+    other_grid = [row.replace("nolah,0,20,", "nolah,0,21,") for row in rows]
+    assert read(csv(*other_grid, header="arm,seed,step,loss")).paired("muon", "nolah").early_regress is None
+
+
+def test_pairs_of_other_lengths_side_by_side_have_an_early_regress(read):
+    short = [row for row in ROWS if ",0,200" not in row]
+    rows = [
+        *short,
+        "muon,0,20,3.4",
+        "nolah,0,20,3.4",
+        "muon,1,20,3.4",
+        "nolah,1,20,3.4",
+        "muon,1,900,2",
+        "nolah,1,900,2",
+    ]
+    assert read(csv(*rows, header="arm,seed,step,loss")).paired("muon", "nolah").early_regress == 0
+
+
 def test_a_failed_run_needs_no_loss_and_is_not_a_common_seed(read):
     text = csv("muon,0,2.2,completed", "nolah,0,,failed", "muon,1,2.1,", "nolah,1,2.0,", header="arm,seed,loss,status")
     assert read(text).common_seeds("muon", "nolah") == [1]

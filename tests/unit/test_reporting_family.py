@@ -167,6 +167,16 @@ def test_the_error_rate_at_hand_is_that_of_the_same_rule_and_family():
     assert any("rough picture" in text and "Error rate at hand" in text for text in limits(standing))
 
 
+def test_an_amended_dunnett_plan_has_an_error_rate_as_holm_decides_it():
+    two = {"muon": BASELINE, "nolah": NOLAH, "other": NOISY}
+    dunnett, holm = (
+        with_false_go(made_up(two, decision={"plan": {"fixed": 5}, "correction": correction}, amended=True))
+        for correction in ("dunnett", "holm")
+    )
+    assert dunnett.false_go is not None
+    assert dunnett.false_go == holm.false_go
+
+
 @pytest.mark.parametrize(
     "standing",
     [

@@ -7,11 +7,13 @@ import re
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from reporting_studies import BASELINE, NOISY, NOLAH, STRONG, TRIVIAL, made_up, record, shifted
+from reporting_studies import BASELINE, NOISY, NOLAH, STRONG, TRIVIAL, at_prices, made_up, record, shifted
 
 from muonlab.registry.verdict import Verdict
-from muonlab.reporting.standing import Standing
+from muonlab.reporting.document import build
+from muonlab.reporting.standing import Standing, verdict_json
 from muonlab.reporting.wording import (
+    ABSENT,
     bracket,
     decision_sentence,
     duration,
@@ -22,6 +24,7 @@ from muonlab.reporting.wording import (
     next_step,
     plain,
     signed,
+    worst_pair,
 )
 
 NUMBER = r"[+-]?[\d,]+(?:\.\d+)?(?:e[+-]\d+)?"
@@ -80,6 +83,23 @@ def test_inconclusive_says_what_the_next_pairs_cost():
     assert f"the next {decision.next_pairs} pairs ({money(decision.next_cost_usd)}, about" in sentence
     assert f"{decision.decision_chance:.0%}" in sentence
     assert "$" not in decision_sentence(made_up({"muon": BASELINE, "k": NOISY}))
+
+
+def test_the_pairs_of_an_arm_have_one_price_wherever_it_is_said():
+    """Each challenger asks for pairs at its own price, in verdict.json as in the sentence to quote."""
+    open_ = shifted([0.02, 0.005, 0.03, 0.01, 0.012])
+    standing = at_prices(made_up({"muon": BASELINE, "cheap": open_, "dear": NOISY}, price=2.8), {"dear": 10.0})
+    held = verdict_json(standing, "")["verdicts"]
+    assert isinstance(held, dict)
+    cheap, dear = standing.decided
+    assert dear.pair_cost_usd > 4 * cheap.pair_cost_usd
+    for c in (cheap, dear):
+        assert c.decision is not None
+        assert c.decision.next_pairs is not None
+        usd = c.decision.next_pairs * c.pair_cost_usd
+        assert held[c.arm]["next_cost_usd"] == pytest.approx(usd)
+        assert f"({money(usd)}, about" in decision_sentence(standing)
+        assert "$" not in " ".join(c.decision.reasons)
 
 
 def test_next_pairs_beyond_the_budget_say_so():
@@ -154,6 +174,49 @@ def test_results_reported_by_others_decide_nothing():
     standing = made_up({"muon": BASELINE, "nolah": STRONG}, provenance="reported")
     assert decision_sentence(standing).startswith("Undecided on nolah: after 5 pairs, reported by others")
     assert any("Reported by others" in limit for limit in limits(standing))
+
+
+def test_the_report_names_the_worst_seed_of_every_challenger():
+    standing = made_up({"muon": BASELINE, "k": NOISY, "l": [*STRONG[:4], "diverged"], "m": [None] * 5})
+    k, unstable, empty = standing.decided
+    assert worst_pair(k) == "its worst seed is 1: -0.050 nats/token against the baseline, of 5 pairs"
+    assert worst_pair(unstable).startswith("its worst seed is 4, where it diverged: -3.")
+    assert empty.differences == []
+    text = str(build(standing, pictures=()))
+    assert worst_pair(k) in text
+    assert worst_pair(unstable) in text
+    assert text.count("worst seed") == 2
+
+
+def test_the_cost_section_has_the_difference_of_the_bills():
+    standing = at_prices(made_up({"muon": BASELINE, "k": NOLAH, "l": [None] * 5}, price=2.8), {"k": 0.5})
+    k, empty = standing.comparisons
+    seconds = [22.5 + seed for seed in range(5)]
+    saved = [s * (1 - 0.5 * (1 + 0.1 * seed)) for seed, s in enumerate(seconds)]
+    assert k.seconds_difference is not None
+    assert k.usd_difference is not None
+    assert k.seconds_difference.mean_diff == pytest.approx(sum(saved) / 5)
+    assert k.usd_difference.mean_diff == pytest.approx(sum(saved) / 5 * 2.8 / 3600)
+    low, high = k.seconds_difference.ci95 or (0.0, 0.0)
+    assert 0 < low < k.seconds_difference.mean_diff < high
+    assert (empty.seconds_difference, empty.usd_difference) == (None, None)
+    assert set(empty.undefined) == {"seconds_difference", "usd_difference"}
+    (cost,) = (s for s in build(standing, pictures=()).sections if s.title == "Cost")
+    table = next(block for block in cost.blocks if hasattr(block, "rows"))
+    assert [title for title, _ in table.columns][3:] == [
+        "a run is cheaper by [s]", "95% interval", "a run is cheaper by [$]", "95% interval",
+    ]  # fmt: skip
+    assert number(table.rows[0][3]) == pytest.approx(sum(saved) / 5, abs=0.1)
+    assert table.rows[0][4] == bracket((low, high))
+    assert table.rows[1][3:] == (ABSENT,) * 4
+
+
+def test_a_study_without_a_price_has_its_costs_in_seconds():
+    (free,) = made_up({"muon": BASELINE, "k": NOLAH}).comparisons
+    assert free.seconds_difference is not None
+    assert "s = 0" in free.seconds_difference.undefined["ci95"]
+    assert free.usd_difference is None
+    assert "price is 0" in free.undefined["usd_difference"]
 
 
 def test_many_challengers_are_named_by_verdict():

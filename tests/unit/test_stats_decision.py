@@ -371,6 +371,14 @@ def test_an_amended_plan_does_not_use_dunnett():
 def test_one_pair_asks_for_the_earliest_go():
     decision = decide(sample(0.004, 1), rule(price_per_pair_usd=7))
     assert (decision.verdict, decision.next_pairs, decision.next_cost_usd) == (Verdict.INCONCLUSIVE, 3, 21)
+    assert "the earliest GO is at 4 pairs: the next 3 pairs" in decision.reasons
+
+
+@pytest.mark.parametrize(("n", "more"), [(1, {}), (8, {"noise": 2}), (8, {"provenance": "reported", "noise": 0.1})])
+def test_reasons_do_not_depend_on_the_price(n, more):
+    free, dear = (decide(sample(0.0019, n, **more), rule(price_per_pair_usd=usd)) for usd in (0, 7))
+    assert dear.next_cost_usd == 7 * dear.next_pairs > free.next_cost_usd
+    assert dear.reasons == free.reasons
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from muonlab.stats.evidence import (
 )
 from muonlab.stats.rule import Rule
 from muonlab.stats.sample import PairedSample
-from muonlab.stats.speed import speed_to_target
+from muonlab.stats.speed import speed_to_target, steps_to_target
 from muonlab.stats.spending import cost_difference, cost_to_target
 from muonlab.stats.threshold import t_star
 
@@ -207,31 +207,36 @@ BASE = np.array([[2.60, 2.40, 2.30, 2.24], [2.62, 2.41, 2.31, 2.25], [2.61, 2.43
 CHAL = np.array([[2.70, 2.35, 2.26, 2.20], [2.71, 2.38, 2.25, 2.21], [2.69, 2.36, 2.27, 2.19]])
 
 
+def cost_until(target, baseline, challenger, **prices):
+    arrivals = ([steps_to_target(STEPS, curve, target) for curve in arm] for arm in (baseline, challenger))
+    return cost_to_target(*arrivals, target=target, **prices)
+
+
 def test_cost_to_target_is_speed_at_equal_prices_and_divides_by_the_price_of_a_step():
     speed = speed_to_target(STEPS, BASE, CHAL, target=2.3)
-    same = cost_to_target(STEPS, BASE, CHAL, target=2.3, baseline_per_step=0.01, challenger_per_step=0.01)
-    dearer = cost_to_target(STEPS, BASE, CHAL, target=2.3, baseline_per_step=0.01, challenger_per_step=[0.015] * 3)
+    same = cost_until(2.3, BASE, CHAL, baseline_per_step=0.01, challenger_per_step=0.01)
+    dearer = cost_until(2.3, BASE, CHAL, baseline_per_step=0.01, challenger_per_step=[0.015] * 3)
     assert same.geometric_mean_ratio == pytest.approx(speed.geometric_mean_ratio)
     assert same.ratio_ci95 == pytest.approx(speed.ratio_ci95)
     assert dearer.geometric_mean_ratio == pytest.approx(speed.geometric_mean_ratio / 1.5)
     assert dearer.p_two_sided != speed.p_two_sided
     # The first pair arrives at steps 150 and 127.778: the protocol's worked example, at a cent a step.
-    first = cost_to_target(STEPS, BASE[:1], CHAL[:1], target=2.3, baseline_per_step=0.01, challenger_per_step=0.01)
+    first = cost_until(2.3, BASE[:1], CHAL[:1], baseline_per_step=0.01, challenger_per_step=0.01)
     assert (first.baseline_mean, first.challenger_mean) == pytest.approx((1.5, 1.27778), abs=5e-6)
     assert first.difference.mean_diff == pytest.approx(0.22222, abs=5e-6)
 
 
 def test_a_run_that_never_arrives_leaves_no_mean_cost():
-    cost = cost_to_target(STEPS, BASE, CHAL, target=2.24, baseline_per_step=0.01, challenger_per_step=0.01)
+    cost = cost_until(2.24, BASE, CHAL, baseline_per_step=0.01, challenger_per_step=0.01)
     assert (cost.baseline_never, cost.challenger_never) == (1, 0)
     assert (cost.baseline_mean, cost.difference, cost.geometric_mean_ratio) == (None, None, None)
     assert cost.challenger_mean > 0
     assert cost.median_ratio > 1
     assert cost.sign_p_one_sided == pytest.approx(1 / 8)
-    neither = cost_to_target(STEPS, BASE, CHAL, target=1.0, baseline_per_step=0.01, challenger_per_step=0.01)
+    neither = cost_until(1.0, BASE, CHAL, baseline_per_step=0.01, challenger_per_step=0.01)
     assert neither.undefined["sign_p_one_sided"] == "every pair is a tie"
     with pytest.raises(ValueError, match="prices above 0"):
-        cost_to_target(STEPS, BASE, CHAL, target=2.3, baseline_per_step=0.0, challenger_per_step=0.01)
+        cost_until(2.3, BASE, CHAL, baseline_per_step=0.0, challenger_per_step=0.01)
 
 
 # --- t*
