@@ -251,7 +251,8 @@ def train_cell(
                     for row in outcome.curve
                     if "val_loss" in row
                 ],
-                "orthogonalizers": outcome.orthogonalizers,
+                # In the ledger's order, or the snapshot made from the ledger would read as another one.
+                "orthogonalizers": dict(sorted(outcome.orthogonalizers.items())),
                 "hashes": {
                     **base["hashes"],
                     "init": outcome.init_sha256,
