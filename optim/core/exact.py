@@ -17,7 +17,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from optim.core.gram import NULL_ULPS, gram, is_large, one_by_one, rows_times_rows, scaled_to_one
+from optim.core.gram import NULL_ULPS, gram, in_float64, is_large, one_by_one, rows_times_rows, scaled_to_one
 
 EPS64 = torch.finfo(torch.float64).eps
 EPS32 = torch.finfo(torch.float32).eps
@@ -49,10 +49,10 @@ def svd(X: Tensor) -> Tensor:
 
 def gram_eigh(X: Tensor) -> Tensor:
     """X (X^T X)^(-1/2), or (X X^T)^(-1/2) X when m < n, of X [b, m, n], null directions set to zero."""
-    scaled = scaled_to_one(X)
-    if is_large(scaled):
+    if is_large(X):
+        scaled = scaled_to_one(X)
         return one_by_one(_large, scaled, scaled.dtype)
-    wide = scaled.double()
+    wide = in_float64(X)
     eigenvalue, V = torch.linalg.eigh(gram(wide))
     null = eigenvalue <= null_floor(eigenvalue)
     inverse_root = torch.where(null, 0, eigenvalue.clamp_min(torch.finfo(torch.float64).tiny).rsqrt())

@@ -1,8 +1,8 @@
 """The k x k Gram matrix of X [..., m, n], k = min(m, n): X^T X, or X X^T when m < n, in float64.
 
-Before it is formed each matrix is multiplied by the power of two that brings its largest entry into [1/2, 1).
-That is exact, so what is computed from it does not depend on a factor 2^j by a single bit, and no square
-over- or underflows.
+No square over- or underflows: those of float32 entries fit into float64, and a float64 matrix is first multiplied
+by the power of two that brings its largest entry into [1/2, 1), which is exact. What is computed from it does not
+depend on a factor 2^j by a single bit either way.
 """
 
 from __future__ import annotations
@@ -38,6 +38,11 @@ def scaled_to_one(X: Tensor) -> Tensor:
     _, exponent = torch.frexp(largest(wide).double())
     half = torch.div(-exponent, 2, rounding_mode="floor")  # in two factors: 2^1074 is no float64
     return wide * _power_of_two(half).to(wide.dtype) * _power_of_two(-exponent - half).to(wide.dtype)
+
+
+def in_float64(X: Tensor) -> Tensor:
+    """X [..., m, n] in float64, safe to square; each matrix of a float64 X up to one power of two."""
+    return scaled_to_one(X) if X.dtype == torch.float64 else X.double()
 
 
 def _power_of_two(exponent: Tensor) -> Tensor:

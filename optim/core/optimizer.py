@@ -78,6 +78,8 @@ class _Step(NamedTuple):
     matrix: Tensor
     """What is orthogonalised: `plain` itself where no projection and no noise acted."""
     fired: list[bool]
+    compared: Tensor | None = None
+    """What Muon would orthogonalise of the diagnostics' sample, in a step that is diagnosed."""
 
 
 class RoutedOptimizer(torch.optim.Optimizer):
@@ -151,11 +153,17 @@ class RoutedOptimizer(torch.optim.Optimizer):
             group["calls"] += 1
         every = self._first["diagnose_every"]
         rows: dict[str, Rows] | None = None
-        if every > 0 and self._first["calls"] % every == 0:
-            rows = defaultdict(lambda: defaultdict(list))
-        work = [sharding.Work(item.matrix, *method_options(item.group)) for item in pending]
-        for item, update in zip(pending, sharding.polar_factors(work, split), strict=True):
-            self._muon_step(item, update, None if rows is None else rows[item.group["name"]])
+        if every > 0:
+            for item in pending:
+                if heuristics.bends_momentum(item.group):
+                    _accumulate_muons_own(item)
+            if self._first["calls"] % every == 0:
+                rows = defaultdict(lambda: defaultdict(list))
+        if rows is not None:
+            pending = [item._replace(compared=_compared(item)) for item in pending]
+        work = [sharding.Work(_to_orthogonalize(item), *method_options(item.group)) for item in pending]
+        for item, factors in zip(pending, sharding.polar_factors(work, split), strict=True):
+            self._muon_step(item, factors, None if rows is None else rows[item.group["name"]])
         for group in self.param_groups:
             if group["route"] == "adamw":
                 self._adamw_step(group, None if rows is None else rows[group["name"]])
@@ -198,15 +206,16 @@ class RoutedOptimizer(torch.optim.Optimizer):
             group, names, indices, parameters, states, steps, grad, momentum, plain, matrix=plain, fired=unperturbed
         )
 
-    def _muon_step(self, item: _Step, update: Tensor, rows: Rows | None) -> None:
-        """Weights and states move by the polar factors [b, m, n] of `item.matrix`."""
-        group = item.group
+    def _muon_step(self, item: _Step, factors: Tensor, rows: Rows | None) -> None:
+        """Weights and states move by the first b of `factors`, those of `item.matrix` [b, m, n]."""
+        group, b = item.group, len(item.names)
+        update = factors[:b]
         m, n = update.shape[-2:]
         lr = group["lr"] * lr_factor(m, n, group["lr_adjust"])
         group["noise_due"] += len(item.fired)
         group["noise_fired"] += sum(item.fired)
         weights = [_weight(p, state) for p, state in zip(item.parameters, item.states, strict=True)]
-        before = [] if rows is None else [weight.clone() for weight in weights]
+        before = None if rows is None else torch.stack(weights)
         for i, (parameter, state, weight) in enumerate(zip(item.parameters, item.states, weights, strict=True)):
             self.state[parameter] = state
             state["step"] += 1
@@ -215,14 +224,10 @@ class RoutedOptimizer(torch.optim.Optimizer):
                 weight.mul_(1 - group["lr"] * group["weight_decay"])
             weight.add_(update[i], alpha=-lr)
             _write_back(parameter, weight)
-        bent = group["diagnose_every"] > 0 and heuristics.bends_momentum(group)
-        if bent:
-            _accumulate_muons_own(item)
-        if rows is not None:
-            changes = [weight - old for weight, old in zip(weights, before, strict=True)]
-            _extend(rows, of_parameters(list(item.grad), list(item.momentum), changes))
-            own = _muons_own(item) if bent else None
-            _extend(rows, of_orthogonalized(item.plain, item.matrix, update, own, group))
+        if rows is not None and before is not None:
+            _extend(rows, of_parameters(item.grad, item.momentum, torch.stack(weights).sub_(before)))
+            muons = item.compared if len(factors) == b else factors[b:]
+            _extend(rows, of_orthogonalized(item.plain, item.matrix, update, muons))
 
     def _adamw_step(self, group: dict[str, Any], rows: Rows | None) -> None:
         parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
@@ -388,12 +393,26 @@ def _accumulate_muons_own(item: _Step) -> None:
             heuristics.accumulate_(state["muon_momentum"], item.grad[i], item.group)
 
 
-def _muons_own(item: _Step) -> Tensor:
-    """What Muon would orthogonalise, of the sample; NaN for a matrix that came into it after its first step."""
+def _compared(item: _Step) -> Tensor | None:
+    """What Muon would orthogonalise, of the sample; None where that is what is orthogonalised.
+
+    NaN where that is not known: a matrix came into the sample after its first step, or Muon's own momentum has
+    overflown though a gate has kept this one small.
+    """
     chosen = sample(*item.grad.shape)
+    if not heuristics.bends_momentum(item.group):
+        return None if item.matrix is item.plain else torch.stack([item.plain[i] for i in chosen])
     unknown = torch.full_like(item.grad[0], math.nan)
     held = torch.stack([item.states[i].get("muon_momentum", unknown) for i in chosen])
-    return heuristics.looked_ahead(held, item.grad[chosen], item.group)
+    own = heuristics.looked_ahead(held, torch.stack([item.grad[i] for i in chosen]), item.group)
+    return own if own.isfinite().all() else torch.full_like(own, math.nan)
+
+
+def _to_orthogonalize(item: _Step) -> Tensor:
+    """The step's matrices, and behind them what they are compared with: a call of its own would cost more."""
+    if item.compared is None or item.compared.isnan().any():
+        return item.matrix
+    return torch.cat([item.matrix, item.compared])
 
 
 def _bad_matrix(pending: list[_Step], what: str) -> str | None:

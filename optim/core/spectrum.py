@@ -13,15 +13,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from optim.core.gram import gram, is_large, scaled_to_one
+from optim.core.gram import gram, in_float64, is_large
 
 
 def singular_values(X: Tensor) -> Tensor:
-    """The singular values [..., k] of X, ascending, float64, up to one power of two per matrix."""
+    """The singular values [..., k] of X, ascending, float64; of a float64 X up to one power of two per matrix."""
     m, n = X.shape[-2:]
-    scaled = scaled_to_one(X.reshape(-1, m, n))
-    stacks = scaled if is_large(scaled) else [scaled]
-    eigenvalue = torch.cat([torch.linalg.eigvalsh(gram(part.double())).reshape(-1, min(m, n)) for part in stacks])
+    flat = X.reshape(-1, m, n)
+    stacks = flat if is_large(flat) else [flat]
+    eigenvalue = torch.cat([torch.linalg.eigvalsh(gram(in_float64(part))).reshape(-1, min(m, n)) for part in stacks])
     return eigenvalue.clamp_min(0).sqrt().reshape(*X.shape[:-2], min(m, n))
 
 

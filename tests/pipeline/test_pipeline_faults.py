@@ -117,7 +117,8 @@ def test_a_cell_trained_after_others_in_a_worker_equals_one_trained_alone(
 
 
 def test_two_processes_on_one_cell(make: Maker, tmp_path: Path) -> None:
-    repository = make(tmp_path / "repository", params=longer(400))
+    # So long that the first is still training however slowly the second starts; it is killed, not waited for.
+    repository = make(tmp_path / "repository", params=longer(100_000))
     repository.dvc("repro", "fingerprint", "data/dvc.yaml:prepare_data@toy")
     command = [sys.executable, "-m", "stages.train", "toy", "muon", "0"]
     folder = repository.root / "runs/exp/current"
