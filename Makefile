@@ -56,7 +56,13 @@ figures: setup  ## draw the figures of docs/ again (one needs the study 002-nola
 	$(BIN)/python docs/figures/error_by_looks.py
 	$(BIN)/python docs/figures/hypotheses.py
 
+screenshots: setup  ## take the pictures of the README again (needs the default study's report, and chromium)
+	$(BIN)/python docs/screenshots/take.py
+
+docs: setup  ## write docs/cli.md from the help of the commands
+	$(BIN)/python -m muonlab.cli.manual
+
 ui: setup  ## open MLflow on 127.0.0.1:5000
 	$(BIN)/muon ui
 
-.PHONY: help setup study test quick lint types imports format bench figures ui
+.PHONY: help setup study test quick lint types imports format bench figures docs screenshots ui

@@ -7,12 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from muonlab.cli.options import t_star_cache
+from muonlab.cli.options import declared_rule, rule_of, standing_of, t_star_cache
 from muonlab.registry.errors import UsageError
 
 if TYPE_CHECKING:
     from muonlab.reporting.standing import Standing
-    from muonlab.stats.rule import Rule
     from muonlab.stats.sample import Floats
 
 
@@ -54,73 +53,6 @@ def calibrate(studies: int, seed: int, noise_from: str | None, as_json: bool, **
         raise UsageError(f"muon calibrate: {error}") from None
     click.echo(report.model_dump_json(indent=2) if as_json else render(report))
     sys.exit(0 if report.kept else 1)
-
-
-def standing_of(slug: str) -> Standing:
-    """The last standing of a study; UsageError where it has none, and for a tuning study, which never has one."""
-    from muonlab.pipeline.conclude import read_standing
-    from muonlab.pipeline.layout import Layout
-    from muonlab.pipeline.resolve import load_study
-
-    layout = Layout.find()
-    if load_study(layout, slug).kind == "tuning":
-        raise UsageError(
-            f"experiments/{slug}: it is a tuning study, which has no pairs and no verdict; name a comparison."
-        )
-    return read_standing(layout, slug)
-
-
-def declared_rule(standing: Standing) -> dict[str, Any]:
-    """A study's rule as it decides, under the names of the options; Holm's correction and `amended` have none.
-
-    Raises UsageError where Dunnett's test decides between several challengers, which is not simulated.
-    """
-    snapshot = standing.snapshot
-    decision = snapshot.study.decision
-    assert decision is not None  # only a comparison has a standing
-    size = family_size(standing)
-    if decision.correction == "dunnett" and not snapshot.amended and size > 1:
-        raise UsageError(
-            f"experiments/{snapshot.study.slug}: Dunnett's test decides over its family of {size}, and only Holm's "
-            "correction is simulated; give the rule and the noise by options, without this study."
-        )
-    fixed = decision.plan != "sequential"
-    return {
-        "alpha": decision.alpha,
-        "n_min": decision.n_min,
-        "n_max": decision.plan.fixed if not isinstance(decision.plan, str) else decision.n_max,
-        "g": decision.g,
-        "plan": "fixed" if fixed else "sequential",
-        "amended": snapshot.amended,
-    }
-
-
-def family_size(standing: Standing) -> int:
-    """Over how many arms a study's error rate is kept: its challengers, and the undeclared arms that count."""
-    return len(standing.decided) + standing.undeclared
-
-
-def rule_of(asked: dict[str, Any]) -> Rule:
-    """The rule of what is asked for, under the names of `Rule`, at a min_effect of no consequence if none is given.
-
-    Raises UsageError, which names the option.
-    """
-    from pydantic import ValidationError
-
-    from muonlab.stats.rule import Rule
-
-    n_min, n_max = asked.get("n_min", 4), asked.get("n_max", 12)
-    if n_max < n_min:
-        raise UsageError(f"--n-max is {n_max} and --n-min is {n_min}; n_max must be at least n_min: raise --n-max.")
-    fixed_n = n_max if asked.get("plan") == "fixed" else None
-    declared: dict[str, Any] = {"min_effect": 1.0, "min_effect_unit": "nats", **asked, "fixed_n": fixed_n}
-    try:
-        return Rule.model_validate(declared)
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        option = "--" + str(first["loc"][0] if first["loc"] else "plan").replace("_", "-").replace("fixed-n", "n-max")
-        message = str(first["msg"]).replace("Input", "it")
-        raise UsageError(f"{option}: found {first['input']}; {message}.") from None
 
 
 def _own_noise(slug: str, standing: Standing) -> tuple[str, tuple[str, ...], Floats]:

@@ -6,10 +6,12 @@ import sys
 
 import click
 
+from muonlab.cli.options import json_option, say
+
 
 @click.command("next")
 @click.argument("study", required=False)
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
+@json_option
 def next_(study: str | None, as_json: bool) -> None:
     """Say which pairs are worth running next, why, at what price, and with what chance of a decision.
 
@@ -23,9 +25,5 @@ def next_(study: str | None, as_json: bool) -> None:
 
     layout = Layout.find()
     advice = advise(layout, study or load_params(layout.params).study)
-    if as_json:
-        click.echo(advice.model_dump_json(indent=2))
-    else:
-        for line in advice.lines():
-            click.echo(line)
+    say(advice, as_json)
     sys.exit(advice.exit_code)

@@ -7,7 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from muonlab.cli.options import columns, size, t_star_cache
+from muonlab.cli.options import (
+    columns,
+    declared_rule,
+    family_size,
+    rule_of,
+    size,
+    standing_of,
+    t_star_cache,
+)
 from muonlab.registry.errors import UsageError
 
 if TYPE_CHECKING:
@@ -80,8 +88,6 @@ def power(pilot: str | None, **asked: Any) -> None:
 
 
 def _rule(asked: dict[str, Any], declared: dict[str, Any]) -> Rule:
-    from muonlab.cli.calibrate import rule_of
-
     names = ("alpha", "n_min", "n_max", "g", "plan")
     known = {**declared, **{name: asked[name] for name in names if asked[name] is not None}}
     if asked["min_effect"] is not None or "min_effect" not in known:
@@ -159,7 +165,6 @@ def _from_csv(path: Path, rule: Rule, asked: dict[str, Any]) -> Noise:
 
 def _from_study(slug: str, asked: dict[str, Any]) -> tuple[Noise, Rule, int]:
     from muonlab.analysis.power import noise_of_pilot
-    from muonlab.cli.calibrate import declared_rule, family_size, standing_of
     from muonlab.registry.errors import unknown_name
     from muonlab.stats.sample import PairedSample, Run
 

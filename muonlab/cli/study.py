@@ -1,50 +1,104 @@
-"""`muon study`: list, check, register, run and create studies."""
+"""`muon study`: list, show, plan, register, run and create studies."""
 
 from __future__ import annotations
 
 import sys
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 
 from muonlab.cli.group import Group
+from muonlab.cli.options import json_option, say
+
+jobs_option = click.option(
+    "-j", "--jobs", default=2, show_default=True, type=click.IntRange(1), help="Cells trained side by side."
+)
+max_cost_option = click.option(
+    "--max-cost", type=click.FloatRange(0, min_open=True), help="Stop before these dollars are exceeded."
+)
 
 
 @click.group(cls=Group)
 def study() -> None:
-    """List, check, register, run and create studies (experiments/<study>/study.yaml)."""
+    """List, show, plan, register, run and create studies (experiments/<study>/study.yaml)."""
 
 
 @study.command("list")
-def study_list() -> None:
-    """List the declared studies and where they stand."""
+@json_option
+def study_list(as_json: bool) -> None:
+    """List the declared studies and the outcome of each one's last report."""
     from muonlab.pipeline.layout import Layout
-    from muonlab.pipeline.overview import study_rows
+    from muonlab.pipeline.studies import list_studies
 
-    for row in study_rows(Layout.find()):
-        click.echo(row)
+    say(list_studies(Layout.find()), as_json)
+
+
+@study.command("show")
+@click.argument("slug", required=False)
+@json_option
+def study_show(slug: str | None, as_json: bool) -> None:
+    """Show what a study declares, in words: question, arms, seeds, rule, price, registration.
+
+    SLUG is the study's folder under experiments/; by default, the one that params.yaml names. The arms are shown as
+    the last commit's params.yaml configures them, as a registration holds them. Reads files only.
+    """
+    from muonlab.pipeline.layout import Layout
+    from muonlab.pipeline.resolve import load_params
+    from muonlab.pipeline.studies import show_study
+
+    layout = Layout.find()
+    say(show_study(layout, slug or load_params(layout.params).study), as_json)
+
+
+@study.command("plan")
+@click.argument("slug", required=False)
+@jobs_option
+@max_cost_option
+@json_option
+def study_plan(slug: str | None, jobs: int, max_cost: float | None, as_json: bool) -> None:
+    """Say what a run of the study would train and restore, how long and for how much, and do nothing.
+
+    The same as `muon study run --dry-run`: cells by their state, seconds, GPU hours and dollars to expect from finished
+    cells of the same workload, against the budget and --max-cost. Exits with 4 where these do not suffice.
+    """
+    _plan(slug, jobs, max_cost, as_json)
+
+
+def _plan(slug: str | None, jobs: int, max_cost: float | None, as_json: bool) -> NoReturn:
+    from muonlab.pipeline.layout import Layout
+    from muonlab.pipeline.plan import make_plan
+    from muonlab.pipeline.resolve import load_params
+
+    layout = Layout.find()
+    plan = make_plan(layout, slug or load_params(layout.params).study, jobs=jobs, max_cost_usd=max_cost)
+    say(plan, as_json)
+    sys.exit(plan.exit_code)
 
 
 @study.command("run")
 @click.argument("slug", required=False)
-@click.option("-j", "--jobs", default=2, show_default=True, type=click.IntRange(1), help="Cells trained side by side.")
-@click.option("--max-cost", type=click.FloatRange(0, min_open=True), help="Stop before these dollars are exceeded.")
+@jobs_option
+@max_cost_option
+@click.option("--dry-run", is_flag=True, help="Say what would be done, as `muon study plan` does, and do nothing.")
 @click.option("--fail-on-no-go", is_flag=True, help="Exit with 1 when a challenger is NO_GO.")
-def study_run(slug: str | None, jobs: int, max_cost: float | None, fail_on_no_go: bool) -> None:
+@json_option
+def study_run(
+    slug: str | None, jobs: int, max_cost: float | None, dry_run: bool, fail_on_no_go: bool, as_json: bool
+) -> None:
     """Run a study to its report, training only what is missing.
 
     SLUG is the study's folder under experiments/; by default, the one that params.yaml names. Interrupted, it goes
     on where it was; run again when all is done, it trains nothing and says so.
     """
     from muonlab.pipeline.layout import Layout
-    from muonlab.pipeline.overview import say_outcome
     from muonlab.pipeline.progress import PoolWatcher
     from muonlab.pipeline.resolve import load_params, load_study
+    from muonlab.pipeline.studies import run_answer, tuning_answer
     from muonlab.pipeline.study_run import run_study
     from muonlab.pipeline.tuning import run_tuning
-    from muonlab.registry.verdict import Verdict
-    from muonlab.reporting.standing import exit_code
 
+    if dry_run:
+        _plan(slug, jobs, max_cost, as_json)
     layout = Layout.find()
     slug = slug or load_params(layout.params).study
     declared = load_study(layout, slug)
@@ -52,38 +106,44 @@ def study_run(slug: str | None, jobs: int, max_cost: float | None, fail_on_no_go
     def watch(steps: int, cells: int) -> Any:
         return PoolWatcher(slug, steps, cells)
 
-    def say(text: str) -> None:
+    def note(text: str) -> None:
         click.echo(text, err=True)
 
     try:
         if declared.kind == "tuning":
-            sys.exit(run_tuning(layout, slug, workers=jobs, watch=watch, say=say, max_cost_usd=max_cost))
-        outcome = run_study(layout, slug, workers=jobs, watch=watch, say=say, max_cost_usd=max_cost)
+            code = run_tuning(layout, slug, workers=jobs, watch=watch, say=note, max_cost_usd=max_cost)
+            say(tuning_answer(layout, slug, code), as_json)
+            sys.exit(code)
+        outcome = run_study(layout, slug, workers=jobs, watch=watch, say=note, max_cost_usd=max_cost)
     except KeyboardInterrupt:
         click.echo(f"muon: interrupted; `muon study run {slug}` goes on from here.", err=True)
         sys.exit(130)
-    say_outcome(layout, slug, outcome)
-    code = exit_code(outcome.standing)
-    verdicts = {c.decision.verdict for c in outcome.standing.comparisons if c.decision is not None}
-    if code == 0 and fail_on_no_go and Verdict.NO_GO in verdicts:
-        code = 1
-    sys.exit(code)
+    answer = run_answer(layout, slug, outcome, fail_on_no_go=fail_on_no_go)
+    for sentence in answer.warnings():
+        note(sentence)
+    say(answer, as_json)
+    sys.exit(answer.exit_code)
 
 
 @study.command("status")
 @click.argument("slug", required=False)
-def study_status(slug: str | None) -> None:
-    """Show every cell of a study: its state, attempts, loss, seconds and dollars.
+@json_option
+def study_status(slug: str | None, as_json: bool) -> None:
+    """Show every cell of a study: its state, loss, seconds and dollars.
 
     Looks at all the evidence again (ledger, git history, scratch, outputs); exits with 3 when the grid is
     incomplete and with 5 when the evidence contradicts itself.
     """
     from muonlab.pipeline.layout import Layout
-    from muonlab.pipeline.overview import say_status
     from muonlab.pipeline.resolve import load_params
+    from muonlab.pipeline.studies import status_of
 
     layout = Layout.find()
-    sys.exit(say_status(layout, slug or load_params(layout.params).study))
+    status = status_of(layout, slug or load_params(layout.params).study)
+    for sentence in status.warnings():
+        click.echo(sentence, err=True)
+    say(status, as_json)
+    sys.exit(status.exit_code)
 
 
 @study.command("register")

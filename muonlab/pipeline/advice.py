@@ -12,47 +12,57 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterator
 
+from muonlab.pipeline.answer import Answer, Facts
 from muonlab.pipeline.collect import collect
 from muonlab.pipeline.conclude import read_evaluations
 from muonlab.pipeline.declare import declared_params
 from muonlab.pipeline.layout import Layout
 from muonlab.registry.errors import IntegrityError, OverBudgetError
-from muonlab.registry.settings import Closed, Params
+from muonlab.registry.settings import Params
 from muonlab.registry.verdict import Verdict
 from muonlab.reporting.standing import Standing, exit_code, judge
 from muonlab.reporting.wording import count, duration, expected, listed, money
 
 
-class ArmAdvice(Closed):
+class ArmAdvice(Facts):
     """One challenger: its verdict, and the pairs that an INCONCLUSIVE one asks for. USD, seconds of computing."""
 
     verdict: Verdict
     reasons: list[str]
     next_pairs: int | None
+    """Further pairs it asks for; null where it asks for none."""
     decision_chance: float | None
+    """Predictive chance that these pairs decide."""
     cost_usd: float | None
     """Of its own pairs alone: its runs and the baseline's."""
     seconds: float | None
 
 
-class Advice(Closed):
+class Advice(Answer):
     """What `muon next` says. Empty `seeds`: stop, and `why` says for what reason."""
 
     study: str
     stop: bool
+    """Run nothing now."""
     why: list[str]
+    """Sentences."""
     challengers: dict[str, ArmAdvice]
     seeds: list[int]
+    """To be run by every arm; empty: none."""
     cost_usd: float | None
     """Of every arm on these seeds."""
     seconds: float | None
+    """The same in seconds of computing."""
     budget_left_usd: float | None
     """None where the study has no price."""
     edit: str | None
+    """The line of study.yaml to be changed first."""
     commands: list[str]
+    """To be run then."""
     pairs_alone: list[str]
     """Commands that train the undecided challengers' pairs only, before anything is declared."""
     exit_code: int
+    """0; 3 where runs are missing; 4 where the seeds are over the budget; 5 where the evidence contradicts itself."""
 
     def lines(self) -> Iterator[str]:
         """The advice for a reader."""

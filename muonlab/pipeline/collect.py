@@ -16,6 +16,7 @@ from pydantic import ValidationError
 from muonlab.pipeline.attempts import CellScratch
 from muonlab.pipeline.declare import current_registration, declared_params, read_registration
 from muonlab.pipeline.layout import Layout
+from muonlab.pipeline.reported import reported_snapshot
 from muonlab.pipeline.resolve import check_study, load_study, resolve_cell, resolve_optimizer, study_cells
 from muonlab.registry import ledger
 from muonlab.registry.canonical import sha256_of
@@ -30,17 +31,20 @@ EXPERIMENT_SNAPSHOT = "reports/exp/registry.json"
 """Where an experiment's commit holds the snapshot with its cell's record."""
 
 
-def collect(layout: Layout, slug: str) -> Snapshot:
+def collect(layout: Layout, slug: str, *, sweep: bool = True) -> Snapshot:
     """Bring the ledger up to date and return the snapshot of the study `slug`.
 
-    Raises UsageError for a declaration that cannot be read; what is wrong with the evidence goes into the
-    snapshot's findings.
+    `sweep`: attempts that were killed are recorded in `scratch/` on the way; without it nothing is written there.
+    What others report is read from beside its declaration, and leaves the ledger alone. Raises UsageError for a
+    declaration that cannot be read; what is wrong with the evidence goes into the snapshot's findings.
     """
     study = load_study(layout, slug)
+    if study.provenance == "reported":
+        return reported_snapshot(layout, study, judged_by=_judging_code(layout.root))
     params = declared_params(layout)
     check_study(params, study)
     findings: list[str] = []
-    held = ledger.append(layout.ledger, _all_records(layout, findings))
+    held = ledger.append(layout.ledger, _all_records(layout, findings, sweep=sweep))
     cells = [
         DeclaredCell(arm=cell.arm, seed=cell.seed, digest=cell.digest) for cell in study_cells(layout, params, study)
     ]
@@ -84,10 +88,11 @@ def _judging_code(root: Path) -> str:
     return sha256_of({str(path.relative_to(root)): file_sha256(path) for path in files})
 
 
-def _all_records(layout: Layout, findings: list[str]) -> Iterator[RunRecord]:
+def _all_records(layout: Layout, findings: list[str], *, sweep: bool) -> Iterator[RunRecord]:
     for folder in sorted(layout.scratch.glob("[0-9a-f]*/")):
         scratch = CellScratch(layout, folder.name)
-        scratch.sweep_unless_held()
+        if sweep:
+            scratch.sweep_unless_held()
         yield from scratch.records()
     for root in {layout.root, layout.main}:
         for path in sorted((root / "runs").glob("*/*/train.json")):

@@ -18,9 +18,11 @@ from muonlab.pipeline.collect import collect
 from muonlab.pipeline.evaluations import evaluate_folders, read_record
 from muonlab.pipeline.layout import Layout
 from muonlab.pipeline.resolve import find_workload, load_params, load_study
-from muonlab.registry.errors import IntegrityError, UsageError
+from muonlab.registry.errors import IntegrityError, MuonlabError, UsageError
 from muonlab.registry.files import write_atomically
 from muonlab.registry.snapshot import Snapshot
+from muonlab.registry.study import Study
+from muonlab.reporting.index import IndexEntry, read_judged, render_index, summarize
 from muonlab.reporting.standing import Evaluation, Standing, judge, verdict_json, with_false_go
 from muonlab.tracking import sync_once
 
@@ -31,6 +33,12 @@ MOST_EVALUATORS = 4
 def mark(folder: Path, name: str) -> None:
     """Write the constant file by which DVC orders its stages."""
     write_atomically(folder / name, "done\n", durable=False)
+
+
+def _mark_stage(folder: Path, name: str, study: Study) -> None:
+    """Mark the end of a stage; results that others report pass through no stage of DVC."""
+    if study.provenance == "run":
+        mark(folder, name)
 
 
 def evaluate_into(layout: Layout, slug: str) -> None:
@@ -58,7 +66,7 @@ def collect_into(layout: Layout, slug: str, place: str) -> None:
     write_atomically(folder / "registry.json", _spell(snapshot))
     for sentence in [*snapshot.findings, *snapshot.notes]:
         print(f"muonlab: {sentence}", file=sys.stderr)
-    mark(folder, ".collected")
+    _mark_stage(folder, ".collected", snapshot.study)
     for cell in layout.runs(place).glob("*/"):
         if (record := read_record(cell)) is not None:
             CellScratch(layout, record.cell_digest).discard()
@@ -82,19 +90,24 @@ def judge_into(layout: Layout, place: str) -> Standing:
     folder = layout.reports(place)
     standing = with_false_go(judge(read_snapshot(layout, place), read_evaluations(layout, place)))
     write_atomically(folder / "stats.json", standing.model_dump_json(indent=1) + "\n")
-    verdict = verdict_json(standing, decision_sentence(standing))
+    summary = summarize(standing).model_dump(mode="json")
+    verdict = {**verdict_json(standing, decision_sentence(standing)), "summary": summary}
     write_atomically(folder / "verdict.json", json.dumps(verdict, indent=2, allow_nan=False) + "\n")
-    mark(folder, ".judged")
+    _mark_stage(folder, ".judged", standing.snapshot.study)
     return standing
 
 
 def report_into(layout: Layout, place: str) -> None:
-    """Render the standing in reports/<place>; write report.md, report.html and figures/."""
+    """Render the standing in reports/<place>; write report.md, report.html, figures/ and the index of all studies."""
+    from muonlab.reporting.loss_table import write_loss_table
     from muonlab.reporting.report import write_report
 
     cell = read_record(layout.runs(CURRENT) / "current") if place == CURRENT else None
-    write_report(read_standing(layout, place), layout.reports(place), cell=cell)
+    standing = read_standing(layout, place)
+    write_report(standing, layout.reports(place), cell=cell)
+    write_loss_table(standing, layout.reports(place) / "figures", cell=cell)
     if place != CURRENT:
+        write_index(layout)
         _show_mlflow(layout)
 
 
@@ -128,9 +141,40 @@ def read_standing(layout: Layout, place: str) -> Standing:
 
 
 def verdict_sentence(layout: Layout, place: str) -> str | None:
-    """The decision in reports/<place>/verdict.json, or None before there is one."""
-    path = layout.reports(place) / "verdict.json"
-    return str(json.loads(path.read_text(encoding="utf-8"))["decision"]) if path.exists() else None
+    """The decision in reports/<place>/verdict.json, or None before there is one. Raises UsageError on other files."""
+    judged = read_judged(layout.reports(place))
+    return judged.decision if judged is not None else None
+
+
+def index_entries(layout: Layout) -> list[IndexEntry]:
+    """Every study that is declared or has a verdict, by name; a declaration is read only where there is no verdict."""
+    declared = {path.parent.name for path in (layout.root / "experiments").glob("*/study.yaml")}
+    judged = {path.parent.name for path in (layout.root / "reports").glob("*/verdict.json")} - {CURRENT}
+    return [_index_entry(layout, slug) for slug in sorted(declared | judged)]
+
+
+def _index_entry(layout: Layout, slug: str) -> IndexEntry:
+    try:
+        if (judged := read_judged(layout.reports(slug))) is not None:
+            return IndexEntry(slug, judged.summary.question, "judged", judged)
+        study = load_study(layout, slug)
+    except MuonlabError as error:
+        return IndexEntry(slug, "", "foreign", reason=str(error))
+    return IndexEntry(slug, study.question, "tuning" if study.kind == "tuning" else "waiting")
+
+
+def write_index(layout: Layout) -> None:
+    """Write reports/README.md, the index of all studies, where it reads otherwise.
+
+    It is no output of a DVC stage: every study's report writes it, and DVC allows a file one stage. A temporary copy,
+    in which DVC runs an experiment, holds the reports of some studies only and writes none.
+    """
+    if layout.root != layout.main:
+        return
+    path = layout.root / "reports" / "README.md"
+    text = render_index(index_entries(layout))
+    if not path.exists() or path.read_text(encoding="utf-8") != text:
+        write_atomically(path, text, durable=False)
 
 
 def _show_mlflow(layout: Layout) -> None:

@@ -6,7 +6,9 @@ hides all grids and then names the open ones. See docs/adr/0001-two-doors.md.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.resources
+import logging
 import os
 import subprocess
 import sys
@@ -114,6 +116,18 @@ def dvc(layout: Layout, *arguments: str, show: Callable[[str], bool] = lambda li
         raise CellsFailedError(f"`dvc {' '.join(arguments)}` failed: {' '.join(words).removeprefix('muonlab: ')}")
 
 
+def shadow_dvc(layout: Layout, shadow: Layout) -> None:
+    """Make `shadow`, a tree without git, a repository of DVC that reads the cache of `layout` and writes elsewhere."""
+    from dvc.config import Config
+
+    own = layout.root / ".dvc"
+    cache = Config(str(own))["cache"].get("dir", str(own / "cache"))
+    folder = shadow.root / ".dvc"
+    folder.mkdir()
+    config = ["[core]", "no_scm = true", "analytics = false", f"site_cache_dir = {folder / 'site'}"]
+    (folder / "config").write_text("\n".join([*config, "[cache]", f"dir = {cache}"]) + "\n", encoding="utf-8")
+
+
 class InPlace(NamedTuple):
     """What DVC would not have to make again."""
 
@@ -135,6 +149,9 @@ def in_place(layout: Layout, study: Study) -> InPlace:
     from dvc.repo import Repo
     from dvc.stage.cache import RunCacheNotFoundError
 
+    # It would say on standard output that it restores, where it is only asked whether it could.
+    logging.getLogger("dvc").setLevel(logging.WARNING)
+
     def has(stage: Any) -> bool:
         if not stage.changed():
             return True
@@ -146,7 +163,8 @@ def in_place(layout: Layout, study: Study) -> InPlace:
         return True
 
     try:
-        with Repo(str(layout.root)) as repo, repo.lock:
+        # DVC takes relative paths for paths from the working folder.
+        with contextlib.chdir(layout.root), Repo(str(layout.root)) as repo, repo.lock:
             (data,) = repo.stage.collect(f"data/dvc.yaml:prepare_data@{study.workload}")
             if data.changed():
                 return InPlace(data=False, cells=set(), concluded=False)

@@ -1,11 +1,14 @@
 """Evaluate the saved weights of cells: the loss on the whole validation split, recomputed, and a sample of text.
 
 An evaluation is a function of weights, settings and data, so it is kept by their hashes in
-`scratch/evaluations/` and computed once, however often a study's grid grows.
+`scratch/evaluations/` and computed once, however often a study's grid grows. The series of a cell are copied from its
+curve.csv, so that the report shows diagnostics without reading the runs.
 """
 
 from __future__ import annotations
 
+import csv
+import math
 import multiprocessing
 import os
 from collections.abc import Iterable, Iterator
@@ -20,11 +23,36 @@ from muonlab.registry.record import RunRecord
 from muonlab.registry.settings import WorkloadSettings
 from muonlab.reporting.standing import Evaluation
 
+NOT_SERIES = ("step", "tokens", "seconds", "val_loss")
+"""Columns of curve.csv that are no series: the axes, and the validation loss, which the record holds."""
+
 
 def read_record(folder: Path) -> RunRecord | None:
     """The record in a cell's output folder, or None where the cell has left nothing."""
     path = folder / "train.json"
     return RunRecord.model_validate_json(path.read_text(encoding="utf-8")) if path.exists() else None
+
+
+def read_series(folder: Path) -> dict[str, list[tuple[int, float]]]:
+    """Column of a cell's curve.csv -> (step, value) of the rows that have a finite one, in the order of the file.
+
+    Empty where the file is missing, or is not a table of numbers.
+    """
+    series: dict[str, list[tuple[int, float]]] = {}
+    try:
+        with (folder / "curve.csv").open(newline="", encoding="utf-8") as file:
+            for row in csv.DictReader(file, strict=True):
+                step = int(row["step"])
+                for column, text in row.items():
+                    if column in NOT_SERIES or text == "":
+                        continue
+                    value = float(text)
+                    if math.isfinite(value):
+                        series.setdefault(column, []).append((step, value))
+    # TypeError: a row with more or fewer cells than columns.
+    except (OSError, ValueError, TypeError, KeyError, csv.Error):
+        return {}
+    return series
 
 
 def evaluate_folders(
@@ -51,7 +79,12 @@ def evaluate_folders(
                 task.result()
                 print(f"evaluated {number} of {len(tasks)}", flush=True)
     for folder, record in found:
-        line = {"arm": record.arm, "seed": record.seed, "cell_digest": record.cell_digest}
+        line = {
+            "arm": record.arm,
+            "seed": record.seed,
+            "cell_digest": record.cell_digest,
+            "series": read_series(folder),
+        }
         if folder in wanted:
             scored = Evaluation.model_validate_json(wanted[folder].read_text(encoding="utf-8"))
             yield scored.model_copy(update=line)

@@ -77,19 +77,24 @@ def provenance(root: Path) -> Provenance:
     """Commit, versions and machine of this process; imports nothing heavy."""
     import importlib.metadata
 
-    from muonlab.pipeline.fingerprint import accelerator
-
     commit, dirty = git_state(root)
-    gpu = accelerator()
     return Provenance(
         commit=commit,
         dirty=dirty,
         python=platform.python_version(),
         torch=importlib.metadata.version("torch"),
         transformers=importlib.metadata.version("transformers"),
-        device=gpu if gpu != "none" else processor(),
+        device=device_name(),
         host_os=f"{platform.system()} {platform.release()}",
     )
+
+
+def device_name() -> str:
+    """The device that a training here runs on, as its record names it: the GPU, or the processor."""
+    from muonlab.pipeline.fingerprint import accelerator
+
+    gpu = accelerator()
+    return gpu if gpu != "none" else processor()
 
 
 def processor() -> str:

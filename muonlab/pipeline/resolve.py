@@ -132,9 +132,14 @@ def load_study(layout: Layout, slug: str) -> Study:
 def check_study(params: Params, study: Study) -> None:
     """Check that the names in a study are declared in params.yaml and that its arms can be built.
 
-    Raises UsageError with one sentence.
+    Raises UsageError with one sentence, also for a study of reported results: no cell of it can be made.
     """
     where = f"experiments/{study.slug}/study.yaml"
+    if study.provenance == "reported":
+        raise UsageError(
+            f"{where}: provenance is 'reported': its runs were made elsewhere, so that there is nothing to register, "
+            f"train or restore; `muon study run {study.slug}` reads and reports them."
+        )
     find_workload(params, study.workload, where=f"{where}: study.workload")
     for arm in study.arms:
         role = study.role(arm)

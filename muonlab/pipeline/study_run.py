@@ -57,12 +57,15 @@ def run_study(
     layout: Layout, slug: str, *, workers: int, watch: Callable[[int, int], Watch], say: Callable[[str], None],
     max_cost_usd: float | None = None,
 ) -> RunOutcome:  # fmt: skip
-    """Run a comparison to its report, training only what is missing.
+    """Run a comparison to its report, training only what is missing, and nothing where others report its results.
 
     `watch` is told how many steps and cells there are and returns the function that is shown the pool's state. Raises
     UsageError, OverBudgetError, or CellsFailedError when a stage of DVC fails.
     """
     began = time.monotonic()
+    if load_study(layout, slug).provenance == "reported":
+        standing = report_without_dvc(layout, slug)
+        return RunOutcome(standing, trained=0, restored=0, failed={}, seconds=time.monotonic() - began)
     params, study = check(layout, slug)
     if study.kind != "comparison":
         raise UsageError(f"experiments/{slug}: kind is {study.kind!r}; this runs comparisons.")
@@ -155,7 +158,7 @@ def train_missing(
 
 
 def report_without_dvc(layout: Layout, slug: str) -> Standing:
-    """Collect, judge and report what there is of an incomplete study."""
+    """Collect, judge and report what there is of a study that is incomplete, or was not run here."""
     collect_into(layout, slug, slug)
     standing = judge_into(layout, slug)
     report_into(layout, slug)

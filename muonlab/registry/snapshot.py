@@ -11,7 +11,7 @@ from typing import Any, Literal
 from muonlab.registry.canonical import sha256_of
 from muonlab.registry.record import RunRecord
 from muonlab.registry.settings import Closed, Name, Seed, WorkloadSettings
-from muonlab.registry.study import Study
+from muonlab.registry.study import ReportedWorkload, Study
 
 
 class DeclaredCell(Closed):
@@ -58,7 +58,7 @@ class Snapshot(Closed):
 
     schema_version: Literal[1] = 1
     study: Study
-    settings: WorkloadSettings
+    settings: WorkloadSettings | ReportedWorkload
     optimizers: dict[Name, dict[str, object]]
     """Arm -> kind and all its options, as they were resolved."""
     cells: list[DeclaredCell]
@@ -70,6 +70,8 @@ class Snapshot(Closed):
     findings: list[str]
     """Evidence that contradicts itself: any of them makes the study INVALID."""
     notes: list[str]
+    described: list[str] = []
+    """Of provenance `reported`: what else was reported and what it is worth, in sentences."""
     left_out: list[KnownRun] = []
     """Results at the declared arms on seeds that the declaration leaves out, in whoever's name they were made."""
     outside: list[KnownRun] = []

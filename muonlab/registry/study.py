@@ -12,8 +12,8 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from muonlab.registry.canonical import sha256_of
-from muonlab.registry.errors import explains
-from muonlab.registry.settings import Closed, Name, Seed
+from muonlab.registry.errors import explains, nearest
+from muonlab.registry.settings import Closed, Count, Name, Seed
 
 Percent = Annotated[str, Field(pattern=r"^\d+(\.\d+)?\s*%$")]
 MOST_PAIRS = 100
@@ -95,6 +95,35 @@ class Requirement(Closed):
 
 
 @explains
+class ReportedWorkload(Closed):
+    """How runs were made that somebody else reports: what is known of it, in place of a workload of params.yaml."""
+
+    model: str
+    data: str
+    steps: Count
+    eval_every: Count
+    """Steps between evaluations."""
+    stated: dict[str, str | int | float] = {}
+    """What else the report states of the setting, in its own words."""
+
+    @property
+    def diverged_loss(self) -> None:
+        """Not known: no vocabulary is reported, and a reported run that diverged is refused."""
+        return None
+
+
+@explains
+class Reported(Closed):
+    """Where the results of a study of provenance `reported` are from; the results lie beside study.yaml."""
+
+    source: str
+    flaws: list[str] = []
+    """What is known to be wrong with these runs, in sentences."""
+    workloads: dict[Name, ReportedWorkload]
+    """Experiment, as `finals.csv` and `curves.csv` name it -> its setting."""
+
+
+@explains
 class Study(Closed):
     """A declared comparison or tuning of optimizers on one workload."""
 
@@ -102,7 +131,10 @@ class Study(Closed):
     question: str
     kind: Literal["comparison", "tuning"] = "comparison"
     provenance: Literal["run", "reported"] = "run"
+    reported: Reported | None = None
+    """Of provenance `reported`, and only there."""
     workload: Name
+    """An entry of params.yaml; of provenance `reported`, the one of `reported.workloads` that is judged."""
     baseline: Name
     challengers: list[Name]
     control: list[Name] = []
@@ -130,6 +162,13 @@ class Study(Closed):
         if len(set(self.seeds)) != len(self.seeds):
             twice = next(s for s in self.seeds if self.seeds.count(s) > 1)
             raise ValueError(f"the seed {twice} stands twice in seeds; name each seed once.")
+        if (self.provenance == "reported") != (self.reported is not None):
+            raise ValueError(
+                f"provenance is {self.provenance!r}, and the key 'reported' is "
+                f"{'missing' if self.reported is None else 'there'}; it belongs to provenance reported, and only there."
+            )
+        if self.reported is not None:
+            self._reported_fits(self.reported)
         if self.price_usd_per_gpu_hour > 0 and self.budget_usd == 0:
             raise ValueError(
                 f"price_usd_per_gpu_hour is {self.price_usd_per_gpu_hour:g} but budget_usd is 0; "
@@ -159,6 +198,20 @@ class Study(Closed):
             )
         return self
 
+    def _reported_fits(self, reported: Reported) -> None:
+        if self.kind != "comparison":
+            raise ValueError("kind is 'tuning'; results reported by others can be compared, not tuned.")
+        if self.workload not in reported.workloads:
+            raise ValueError(
+                f"workload is {self.workload!r}, which reported.workloads does not describe; it has "
+                f"{', '.join(sorted(reported.workloads))}.{nearest(self.workload, reported.workloads)}"
+            )
+        if self.seeds != [0]:
+            raise ValueError(
+                f"seeds are {self.seeds}; reported runs have no recorded seed, so declare seeds: [0] for the one run "
+                "an arm (runs with known seeds are for `muon compare`)."
+            )
+
     @property
     def arms(self) -> list[str]:
         """All arms, baseline first, in the order of their declaration."""
@@ -182,9 +235,12 @@ class Study(Closed):
         """All that must not change after the first result.
 
         The seeds of a sequential plan are left out: adding the next ones is part of that plan. So is Holm's
-        correction: it is what a declaration without the key has always meant, and keeps the hash it had.
+        correction and the absent `reported`: they are what a declaration without the key has always meant, and keep
+        the hash it had.
         """
         declared = self.model_dump(mode="json")
+        if self.reported is None:
+            del declared["reported"]
         if self.decision is not None and self.decision.plan == "sequential":
             del declared["seeds"]
         if self.decision is not None and self.decision.correction == "holm":

@@ -6,6 +6,7 @@ them), a key that stands twice (YAML would silently keep the last), anything but
 
 from __future__ import annotations
 
+import re
 from collections.abc import Hashable
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,12 @@ class _StrictLoader(yaml.SafeLoader):
                 )
             seen.add(key)
         return super().construct_mapping(node, deep=deep)
+
+
+# YAML 1.2, which DVC writes and people mean, reads 1e-05 as a number; PyYAML's 1.1 wants a point in it.
+_StrictLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?\d+[eE][-+]?\d+$"), list("-+0123456789")
+)
 
 
 def read_yaml(path: Path, *, where: str | None = None) -> dict[str, Any]:

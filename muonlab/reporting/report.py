@@ -15,40 +15,36 @@ from typing import TYPE_CHECKING
 from muonlab.registry.record import RunRecord
 from muonlab.reporting import figures
 from muonlab.reporting.document import Document, Table, build
+from muonlab.reporting.figures import paper
+from muonlab.reporting.figures.forest import forest
 from muonlab.reporting.standing import Standing
 
 if TYPE_CHECKING:
     from jinja2 import Template
     from markupsafe import Markup
 
-FIGURES = {
-    "forest": figures.forest,
-    "evidence": figures.evidence,
-    "differences": figures.differences,
-    "losses": figures.losses,
-    "finish": figures.finish,
-}
 
-
-def write_report(standing: Standing, out: Path, *, cell: RunRecord | None = None) -> list[Path]:
+def write_report(standing: Standing, out: Path, *, cell: RunRecord | None = None, partial: bool = False) -> list[Path]:
     """Write report.md, report.html and figures/*.svg into the folder `out`; returns the files written.
 
-    `cell` is the one run of an experiment, shown first, and whether it belongs to the declared grid. A figure of
-    an earlier report that has nothing to show any more is removed.
+    `cell` is the one run of an experiment, shown first, and whether it belongs to the declared grid. A `partial`
+    report is made while the study runs: it says so on top and gives no verdict. A figure of an earlier report that
+    has nothing to show any more is removed.
     """
-    drawn = {name: svg for name, draw in FIGURES.items() if (svg := draw(standing)) is not None}
-    document = build(standing, pictures=drawn, cell=cell)
+    found = figures.draw(standing, partial=partial)
+    drawn = {name: svg for name, svg in found.items() if svg is not None}
+    document = build(standing, pictures=drawn, cell=cell, partial=partial)
     alternatives = figures.alternative_texts(standing)
     folder = out / "figures"
     folder.mkdir(parents=True, exist_ok=True)
     written = []
-    for name in FIGURES:
+    for name in found:
         path = folder / f"{name}.svg"
         if name in drawn:
             written.append(_write(path, drawn[name]))
         else:
             path.unlink(missing_ok=True)
-    narrow = figures.forest(standing, narrow=True)
+    narrow = forest(standing, narrow=True, verdicts=not partial)
     html = render_html(
         document, drawn, alternatives, narrow={"forest": narrow} if narrow else {}, arms=_colours(standing)
     )
@@ -81,8 +77,9 @@ def render_html(
             narrow=narrow,
             alt=alternatives,
             arms=arms,
-            dark=figures.DARK,
-            paper=figures.PAPER,
+            dark=paper.DARK,
+            paper=paper.PAPER,
+            wide=figures.WIDE,
         )
         + "\n"
     )
@@ -94,8 +91,8 @@ def _write(path: Path, text: str) -> Path:
 
 
 def _colours(standing: Standing) -> dict[str, tuple[str, str]]:
-    looks = {arm: figures.look(standing, arm).colour for arm in standing.snapshot.study.arms}
-    return {arm: (colour, figures.DARK[colour]) for arm, colour in looks.items()}
+    looks = {arm: paper.look(standing, arm).colour for arm in standing.snapshot.study.arms}
+    return {arm: (colour, paper.DARK[colour]) for arm, colour in looks.items()}
 
 
 def _template(name: str) -> Template:
@@ -111,8 +108,9 @@ def _template(name: str) -> Template:
     )
     environment.filters |= {
         "data_uri": data_uri,
-        "dark": figures.dark,
+        "dark": paper.dark,
         "rich": rich_html,
+        "anchor": anchor,
         "md": escape_markdown,
         "md_table": markdown_table,
         "fenced": fenced,
@@ -124,6 +122,11 @@ def _template(name: str) -> Template:
 def data_uri(svg: str) -> str:
     """An SVG as the source of an image."""
     return "data:image/svg+xml;base64," + base64.b64encode(svg.encode()).decode()
+
+
+def anchor(title: str) -> str:
+    """The name by which a link finds a section."""
+    return "-".join(re.findall(r"[a-z0-9]+", title.lower()))
 
 
 def _code_parts(text: str) -> list[tuple[bool, str]]:

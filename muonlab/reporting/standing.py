@@ -24,13 +24,26 @@ from muonlab.registry.snapshot import DeclaredCell, Snapshot
 from muonlab.registry.study import Decision as DeclaredRule
 from muonlab.registry.study import Role
 from muonlab.registry.verdict import Verdict
+from muonlab.reporting.courses import (
+    LARGEST_RESIDUAL,
+    Curve,
+    Diagnosis,
+    PairedCurves,
+    converged,
+    course_fields,
+    diagnose,
+    guardrail_regress,
+    pair_curves,
+)
 from muonlab.stats.cost import CostPerPoint, cost_per_point
-from muonlab.stats.decision import Decision, decide_family
+from muonlab.stats.decision import FIRST_GO, Decision, decide_family
 from muonlab.stats.effect import Estimates, describe, evidence_path
-from muonlab.stats.guardrails import early_regress, identical_curves
+from muonlab.stats.guardrails import identical_curves
+from muonlab.stats.instability import Instability
 from muonlab.stats.rule import Rule
 from muonlab.stats.sample import PairedSample, Run
 from muonlab.stats.simulate import NoiseRate, false_go_rate
+from muonlab.stats.speed import Speed
 from muonlab.stats.spending import CostDifference, cost_difference
 
 CellState = Literal["completed", "diverged", "failed", "abandoned", "missing"]
@@ -42,9 +55,12 @@ EVALUATION_TOLERANCE = 1e-5
 """Relative. The evaluation repeats the training's own last one from the saved weights: bit for bit on one
 machine, within float32 rounding on another."""
 
+MOST_NAMES = 12
+"""A sentence names at most as many cells."""
+
 
 class Evaluation(Closed):
-    """One line of evaluations.jsonl: what the saved weights of a cell score, and a sample of what they write."""
+    """One line of evaluations.jsonl: what the saved weights of a cell score and write, and how its training went."""
 
     arm: str
     seed: int
@@ -54,6 +70,9 @@ class Evaluation(Closed):
     perplexity: float | None
     prompt: str
     sample: str
+    series: dict[str, list[tuple[int, float]]] = {}
+    """Column of the cell's curve.csv -> (step, value) of the rows that have a finite value, but for the validation
+    loss, tokens and seconds: train_loss, lr, grad_norm, update_rms, opt_*, hessian_*. Empty where none can be read."""
 
     def agrees_with(self, val_loss: float) -> bool:
         """Whether the weights score what the record of their training says."""
@@ -108,12 +127,22 @@ class ArmComparison(Closed):
     """baseline - challenger, seconds of a run over all its attempts, over the pairs; positive: challenger cheaper."""
     usd_difference: CostDifference | None = None
     """The same in USD."""
+    early: Instability | None = None
+    """Regress by seed, spikes and roughness, over `curve_seeds`; a diverged run counts with the diverged loss."""
+    speed: Speed | None = None
+    """Steps of the baseline over the arm's for the same loss, over `curve_seeds` and nine levels of each pair."""
+    first_level: Speed | None = None
+    """The same to one loss, the baseline's mean at 40% of the run, with the bounds that the evaluation grid leaves."""
+    curve_seeds: list[int] = []
+    """The seeds that have a loss curve in both arms."""
+    curve_steps: list[int] = []
+    """The evaluations at which these curves are compared."""
     missing: list[int]
     """Declared seeds for which a run is missing in either arm."""
     diverged: list[int]
     failed: list[int]
     undefined: dict[str, str] = {}
-    """Why a difference of costs is None."""
+    """Why a field above is None."""
 
 
 class Standing(Closed):
@@ -134,6 +163,8 @@ class Standing(Closed):
     """What makes the study INVALID."""
     notes: list[str]
     evaluations: list[Evaluation]
+    diagnostics: list[Diagnosis] = []
+    """Arm by arm as declared, what the training's own measurements came to; of arms that have them on their seeds."""
     tried: dict[str, int] = {}
     """Undeclared arm -> how many variants of it were run on the declared seeds, beside this study."""
     undeclared: int = 0
@@ -170,8 +201,9 @@ def judge(snapshot: Snapshot, evaluations: Sequence[Evaluation]) -> Standing:
     integrity = [*snapshot.findings, *_evaluation_findings(evaluations, outcomes)]
     unscored = _unscored(evaluations, outcomes)
     arms = [arm for arm in study.arms if arm != study.baseline]
+    courses = {arm: _paired_curves(snapshot, arm, by_key) for arm in arms}
     samples = {
-        arm: _sample(snapshot, arm, by_key, outcomes, [*integrity, *_unlike(study.baseline, arm, outcomes)])
+        arm: _sample(snapshot, arm, by_key, [*integrity, *_unlike(study.baseline, arm, outcomes)], courses[arm][1])
         for arm in arms
     }
     pair_seconds = {arm: _pair_mean(by_key, study.baseline, arm, "wall_seconds") for arm in arms}
@@ -180,6 +212,8 @@ def judge(snapshot: Snapshot, evaluations: Sequence[Evaluation]) -> Standing:
     tried = _tried(snapshot)
     undeclared = _undeclared(snapshot, tried)
     decided = decide_family([samples[a] for a in study.challengers], rule, undeclared=undeclared)
+    if study.provenance == "reported":
+        decided = [_by_own_pairs(d, rule) for d in decided]
     decisions = {d.arm: _at_price(d, pair_costs[d.arm]) for d in decided}
     comparisons = []
     for arm in arms:
@@ -198,7 +232,7 @@ def judge(snapshot: Snapshot, evaluations: Sequence[Evaluation]) -> Standing:
                 ),
                 pair_seconds=pair_seconds[arm],
                 pair_cost_usd=pair_costs[arm],
-                **_cost_differences(by_key, study.baseline, arm, estimates, priced=study.price_usd_per_gpu_hour > 0),
+                **_cost_and_course(snapshot, arm, by_key, estimates, courses[arm]),
                 missing=_seeds_in(by_key, study.seeds, (study.baseline, arm), ("missing", "abandoned")),
                 diverged=_seeds_in(by_key, study.seeds, (arm,), ("diverged",)),
                 failed=_seeds_in(by_key, study.seeds, (arm,), ("failed",)),
@@ -216,8 +250,9 @@ def judge(snapshot: Snapshot, evaluations: Sequence[Evaluation]) -> Standing:
         margin=next((c.estimates.margin for c in comparisons if c.estimates.margin is not None), None),
         complete=all(cell.state in ("completed", "diverged") for cell in cells),
         integrity=integrity,
-        notes=[*snapshot.notes, *_notes(snapshot), *unscored],
+        notes=[*snapshot.notes, *_notes(snapshot), *unscored, *_series_notes(evaluations, outcomes)],
         evaluations=list(evaluations),
+        diagnostics=_diagnostics(snapshot, evaluations),
         tried=tried,
         undeclared=undeclared,
         total_seconds=math.fsum(r.wall_seconds for r in snapshot.records),
@@ -294,8 +329,8 @@ def _sample(
     snapshot: Snapshot,
     arm: str,
     cells: dict[tuple[str, int], CellStanding],
-    outcomes: dict[tuple[str, int], RunRecord],
     integrity: list[str],
+    curves: PairedCurves | None,
 ) -> PairedSample:
     study = snapshot.study
     # A seed that waits for a run is not yet a pair, and no sign of a selection: `missing` names it below.
@@ -322,7 +357,7 @@ def _sample(
         baseline=runs(study.baseline),
         challenger=runs(arm),
         provenance=study.provenance,
-        early_regress=_early_regress(snapshot, arm, cells),
+        early_regress=guardrail_regress(curves, **_scale(snapshot)) if curves else None,
         integrity_failures=tuple(dict.fromkeys(integrity)),
         missing_cells=missing,
     )
@@ -381,30 +416,52 @@ def _undeclared(snapshot: Snapshot, tried: dict[str, int]) -> int:
     return sum(tried.values()) + len(late)
 
 
-def _early_regress(snapshot: Snapshot, arm: str, cells: dict[tuple[str, int], CellStanding]) -> float | None:
-    """Early regress over the seeds whose two curves share their early evaluations."""
+def _paired_curves(
+    snapshot: Snapshot, arm: str, cells: dict[tuple[str, int], CellStanding]
+) -> tuple[list[int], PairedCurves | None]:
+    """The seeds that have a curve in both arms, and their curves on one grid of steps."""
     study = snapshot.study
-    pairs = [
-        (dict(cells[(study.baseline, s)].curve), dict(cells[(arm, s)].curve))
-        for s in study.seeds
-        if cells[(study.baseline, s)].curve and cells[(arm, s)].curve
-    ]
-    if not pairs:
-        return None
-    # A run that diverged early stops there; the evaluations it did not reach count with the diverged loss.
-    steps = sorted({step for base, _ in pairs for step in base if step > 0})
-    nan = math.nan
+    held: dict[int, tuple[Curve, Curve]] = {}
+    for seed in study.seeds:
+        curves = (cells[(study.baseline, seed)].curve, cells[(arm, seed)].curve)
+        if all(curves):
+            held[seed] = curves
+    base, ours = ([both[side] for both in held.values()] for side in (0, 1))
+    return list(held), pair_curves(base, ours, shared=snapshot.settings.diverged_loss is None)
 
-    def losses(curves: list[dict[int, float | None]]) -> list[list[float]]:
-        return [[nan if c.get(step) is None else float(c[step] or 0.0) for step in steps] for c in curves]
 
-    return early_regress(
-        steps,
-        losses([base for base, _ in pairs]),
-        losses([challenger for _, challenger in pairs]),
-        total_steps=snapshot.settings.steps,
-        diverged_loss=snapshot.settings.diverged_loss,
-    )
+def _scale(snapshot: Snapshot) -> dict[str, Any]:
+    """What curves are measured against: how long a run is, and what counts where a loss is not finite."""
+    return {"total_steps": snapshot.settings.steps, "diverged_loss": snapshot.settings.diverged_loss}
+
+
+def _diagnostics(snapshot: Snapshot, evaluations: Sequence[Evaluation]) -> list[Diagnosis]:
+    """The diagnostics of every arm, from the evaluations of its declared cells that have series."""
+    declared = {cell.digest for cell in snapshot.cells}
+    series: dict[str, dict[int, dict[str, list[tuple[int, float]]]]] = {}
+    for line in evaluations:
+        if line.series and line.cell_digest in declared:
+            series.setdefault(line.arm, {})[line.seed] = line.series
+    return [found for arm in snapshot.study.arms for found in diagnose(arm, series.get(arm, {}))]
+
+
+def _series_notes(evaluations: Sequence[Evaluation], outcomes: dict[tuple[str, int], RunRecord]) -> list[str]:
+    """Which results were evaluated and left no series to read, and what of the series is too uncertain."""
+    counted = {record.cell_digest for record in outcomes.values()}
+    lines = [e for e in evaluations if e.cell_digest in counted]
+    lacking = [f"{e.arm}-{e.seed}" for e in lines if not e.series]
+    found = []
+    if lacking:
+        found.append(f"no series can be read from the curve.csv of {_some(lacking)}; the diagnostics are without them")
+    measured = [e.series for e in lines if "hessian_top" in e.series]
+    uncertain = sum(len(series["hessian_top"]) - len(converged(series)) for series in measured)
+    if uncertain:
+        found.append(
+            f"eigenvalues of the Hessian left out of the diagnostics: {uncertain} of "
+            f"{sum(len(series['hessian_top']) for series in measured)}, with a relative residual over "
+            f"{LARGEST_RESIDUAL:g}"
+        )
+    return found
 
 
 def _unlike(baseline: str, arm: str, outcomes: dict[tuple[str, int], RunRecord]) -> list[str]:
@@ -456,7 +513,13 @@ def _unscored(evaluations: Sequence[Evaluation], outcomes: dict[tuple[str, int],
     ]
     if not scored or not lacking:
         return []
-    return [f"the weights of {', '.join(lacking)} were not scored again, so that nothing checks the recorded loss"]
+    return [f"the weights of {_some(lacking)} were not scored again, so that nothing checks the recorded loss"]
+
+
+def _some(names: Sequence[str]) -> str:
+    """The names, of many the first and how many more there are."""
+    shown = ", ".join(names[:MOST_NAMES])
+    return f"{shown} and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else shown
 
 
 def with_false_go(standing: Standing) -> Standing:
@@ -501,6 +564,16 @@ def _rule(snapshot: Snapshot, declared: DeclaredRule) -> Rule:
     )
 
 
+def _by_own_pairs(decision: Decision, rule: Rule) -> Decision:
+    """The decision on reported runs, whose seeds nobody recorded: its next pairs are all that a GO takes, made here."""
+    if decision.next_pairs is None:
+        return decision
+    own = decision.earliest_go_n or rule.n_max
+    kept = [reason for reason in decision.reasons if not reason.startswith(FIRST_GO)]
+    more = f"to decide takes at least {own} pairs that are run here; a reported pair counts as none of them"
+    return decision.model_copy(update={"next_pairs": own, "reasons": (*kept, more)})
+
+
 def _at_price(decision: Decision, usd: float) -> Decision:
     """The decision with the price of its next pairs, at what a pair of this arm costs: arms may differ in price."""
     if decision.next_pairs is None:
@@ -541,18 +614,29 @@ def _pair_mean(
     return total
 
 
-def _cost_differences(
-    cells: dict[tuple[str, int], CellStanding], baseline: str, arm: str, estimates: Estimates, *, priced: bool
+def _cost_and_course(
+    snapshot: Snapshot,
+    arm: str,
+    cells: dict[tuple[str, int], CellStanding],
+    estimates: Estimates,
+    curves: tuple[list[int], PairedCurves | None],
 ) -> dict[str, Any]:
-    """The fields of an ArmComparison that tell what a run of the arm costs less than one of the baseline."""
+    """The fields of an ArmComparison on what a run costs less than the baseline's, and on how it went."""
+    study = snapshot.study
+    course = course_fields(curves[1], **_scale(snapshot))
+    costs: dict[str, Any] = {}
+    undefined = course.pop("undefined")
     if not estimates.seeds:
-        return {"undefined": dict.fromkeys(("seconds_difference", "usd_difference"), estimates.undefined["mean_diff"])}
-    base, ours = ([cells[(name, seed)] for seed in estimates.seeds] for name in (baseline, arm))
-    seconds = cost_difference([c.wall_seconds for c in base], [c.wall_seconds for c in ours])
-    if not priced:
-        return {"seconds_difference": seconds, "undefined": {"usd_difference": "the declared price is 0"}}
-    usd = cost_difference([c.cost_usd for c in base], [c.cost_usd for c in ours])
-    return {"seconds_difference": seconds, "usd_difference": usd}
+        reason = estimates.undefined["mean_diff"]
+        undefined |= dict.fromkeys(("seconds_difference", "usd_difference"), reason)
+    else:
+        base, ours = ([cells[(name, seed)] for seed in estimates.seeds] for name in (study.baseline, arm))
+        costs["seconds_difference"] = cost_difference([c.wall_seconds for c in base], [c.wall_seconds for c in ours])
+        if study.price_usd_per_gpu_hour > 0:
+            costs["usd_difference"] = cost_difference([c.cost_usd for c in base], [c.cost_usd for c in ours])
+        else:
+            undefined["usd_difference"] = "the declared price is 0"
+    return {**costs, **course, "curve_seeds": curves[0], "undefined": undefined}
 
 
 def _seeds_in(
@@ -573,7 +657,7 @@ def _notes(snapshot: Snapshot) -> list[str]:
     digests = {cell.digest for cell in snapshot.cells}
     extra = sorted({(r.arm, r.seed) for r in snapshot.records if r.cell_digest not in digests and r.is_result})
     if extra:
-        listed = ", ".join(f"{arm}-{seed}" for arm, seed in extra)
+        listed = _some([f"{arm}-{seed}" for arm, seed in extra])
         notes.append(f"recorded in this study's name but outside its declared grid, and not counted: {listed}")
     for cell in snapshot.cells:
         attempts = [r for r in snapshot.records if r.cell_digest == cell.digest]

@@ -12,7 +12,9 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Literal
 
+from muonlab.registry.study import ReportedWorkload
 from muonlab.registry.verdict import Verdict
+from muonlab.reporting.blocks import one_line
 from muonlab.reporting.standing import ArmComparison, CellStanding, Standing
 from muonlab.stats.decision import Decision
 from muonlab.stats.predict import DECISION_CHANCE
@@ -22,6 +24,9 @@ ABSENT = "–"
 
 DETAILED_CLAUSES = 3
 """With more challengers the quotable sentence names them by verdict, and the table holds each one's effect."""
+
+MOST_TITLED = 6
+"""A title names at most as many arms of one verdict."""
 
 Finding = Literal[
     "invalid", "incomplete", "go", "ruled_out", "guardrail", "unstable", "equivalent", "open", "ended", "reported"
@@ -78,9 +83,11 @@ def bracket(interval: tuple[float, float], unit: str = "") -> str:
 
 
 def percent_of(fraction: float) -> str:
-    """A fraction as a percentage with a sign, unless it rounds to 0."""
-    rounded = round(100 * fraction, 2)
-    return f"{rounded:+.2f}%" if rounded else "0.00%"
+    """A fraction as a percentage with a sign, to two decimals, or to two digits where these would be 0."""
+    percent = 100 * fraction
+    if percent == 0 or abs(percent) >= 0.01:
+        return f"{percent:+,.2f}%" if percent else "0%"
+    return f"{signed(percent, abs(percent))}%"
 
 
 def money(usd: float) -> str:
@@ -112,6 +119,16 @@ def listed(names: Iterable[object]) -> str:
     """`a`, `a and b`, `a, b and c`."""
     words = [str(name) for name in names]
     return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}" if words else "none"
+
+
+def loss_digits(standing: Standing, fewest: int) -> int:
+    """Significant digits at which the losses of a pair can be told apart where they differ; 12 at most."""
+    losses = [pair.baseline for c in standing.comparisons for pair in c.differences]
+    apart = [abs(pair.difference) for c in standing.comparisons for pair in c.differences if pair.difference]
+    if not losses or not apart or not max(losses) > 0:
+        return fewest
+    typical = sorted(apart)[len(apart) // 2]
+    return min(12, max(fewest, math.floor(math.log10(max(losses))) - math.floor(math.log10(typical)) + 2))
 
 
 def price(standing: Standing, usd: float, seconds: float) -> str:
@@ -242,7 +259,13 @@ def headline(standing: Standing) -> str:
         "ended": f"Undecided on {{}} when the plan ended: keep {baseline}",
         "reported": "Undecided on {}: reported by others, not run here",
     }
-    return ". ".join(says[kind].format(listed(c.arm for c in same)) for kind, same in kinds) + "."
+    return ". ".join(says[kind].format(_titled(same)) for kind, same in kinds) + "."
+
+
+def _titled(members: Sequence[ArmComparison]) -> str:
+    """The names in a title; of many the first, since the sentence under it has them all."""
+    names = [c.arm for c in members]
+    return listed(names) if len(names) <= MOST_TITLED else f"{', '.join(names[:3])} and {len(names) - 3} more"
 
 
 def decision_sentence(standing: Standing) -> str:
@@ -354,7 +377,7 @@ def _first_reason(members: Sequence[ArmComparison]) -> str:
     """The first finding, and how many more there are; the report lists them all."""
     found = list(dict.fromkeys(reason for c in members if c.decision for reason in c.decision.reasons))
     more = f" (and {len(found) - 1} more below)" if len(found) > 1 else ""
-    return found[0].rstrip(".") + more
+    return one_line(found[0]).rstrip(".") + more
 
 
 def _why_incomplete(standing: Standing, members: Sequence[ArmComparison]) -> str:
@@ -467,6 +490,28 @@ def _next_pairs(standing: Standing, comparison: ArmComparison) -> str:
     return f"{pairs} ({cost}){_chance(decision)}{_over_budget(standing, decision.next_cost_usd)}"
 
 
+def _pairs_of_our_own(standing: Standing, comparison: ArmComparison) -> str:
+    """What it takes to know what a reported pair cannot tell: new pairs, since it counts as none of them."""
+    decision, declared = comparison.decision, standing.snapshot.study.decision
+    assert decision is not None
+    assert declared is not None
+    text = (
+        f"To decide on {comparison.arm}, declare a study and run its pairs here, since a reported pair counts as none"
+    )
+    if decision.earliest_go_n is not None:
+        first, most = (
+            price(standing, n * comparison.pair_cost_usd, n * comparison.pair_seconds)
+            for n in (decision.earliest_go_n, declared.n_max)
+        )
+        text += (
+            f". The earliest GO is at {count(decision.earliest_go_n, 'pair')} ({first}), the plan ends at "
+            f"{declared.n_max} ({most})"
+        )
+    if comparison.estimates.n == 1:
+        text += "; how many it takes cannot be said, since one pair shows no run-to-run spread"
+    return text + "."
+
+
 def _chance(decision: Decision) -> str:
     if decision.decision_chance is None:
         first = decision.earliest_go_n
@@ -527,8 +572,7 @@ def next_step(standing: Standing) -> str:
         names = listed(c.arm for c in by_kind["ended"])
         steps.append(f"Keep {study.baseline} over {names}: the plan has no pairs left, and this study buys no more.")
     if "reported" in by_kind:
-        names = listed(c.arm for c in by_kind["reported"])
-        steps.append(f"To decide on {names}, declare a study and run the pairs here.")
+        steps += [_pairs_of_our_own(standing, comparison) for comparison in by_kind["reported"]]
     return " ".join(steps)
 
 
@@ -552,7 +596,9 @@ def status_line(standing: Standing) -> str:
     """What was declared and run, and what it cost so far."""
     snapshot = standing.snapshot
     registration = snapshot.registration
-    if registration is None:
+    if snapshot.study.provenance == "reported":
+        declared = "Reported by others, the rule declared after the results"
+    elif registration is None:
         declared = "The declaration was not registered"
     elif snapshot.amended:
         declared = f"Registered {moment(registration.registered_at)}, plan amended: only the E-value decides"
@@ -574,11 +620,11 @@ def limits(standing: Standing) -> list[str]:
     if pairs:
         few = f"{pairs[0]}" if len(pairs) == 1 else f"{pairs[0]} to {pairs[-1]}"
         noun = "pair" if pairs == [1] else "pairs"
-        detectable = [
-            f"{plain(c.estimates.mde_80)} nats/token for {c.arm}"
-            for c in standing.decided
-            if c.estimates.mde_80 is not None
-        ]
+        sizes = {c.arm: c.estimates.mde_80 for c in standing.decided if c.estimates.mde_80 is not None}
+        detectable = [f"{plain(size)} nats/token for {arm}" for arm, size in sizes.items()]
+        if len(sizes) > DETAILED_CLAUSES:
+            ends = (min(sizes.values()), max(sizes.values()))
+            detectable = [f"{plain(ends[0])} to {plain(ends[1])} nats/token, by arm"]
         could = (
             f" At the spread seen here, they find with a chance of 80% a true effect of {listed(detectable)}."
             if detectable
@@ -589,12 +635,17 @@ def limits(standing: Standing) -> list[str]:
         "Skewed noise: the error rates hold for normal and for symmetric heavy-tailed noise. Where rare seeds are "
         "much worse than the rest, no method protects the mean; only the divergence guardrail does."
     )
-    tokens = settings.steps * settings.batch_size * settings.data.sequence_length
+    if isinstance(settings, ReportedWorkload):
+        trains = f"trains {settings.model} on {settings.data} ({settings.steps} steps)"
+    else:
+        tokens = settings.steps * settings.batch_size * settings.data.sequence_length
+        trains = (
+            f"trains {count(len(settings.model.layers), 'layer')} of width {settings.model.hidden_size} on {tokens:,} "
+            f"tokens ({settings.steps} steps of {settings.batch_size} x {settings.data.sequence_length})"
+        )
     found.append(
-        f"One workload: {study.workload} trains {count(len(settings.model.layers), 'layer')} of width "
-        f"{settings.model.hidden_size} on {tokens:,} tokens ({settings.steps} steps of {settings.batch_size} x "
-        f"{settings.data.sequence_length}). Whether a difference, or its absence, carries over to a larger model, a "
-        "longer run or other data is not tested here."
+        f"One workload: {study.workload} {trains}. Whether a difference, or its absence, carries over to a larger "
+        "model, a longer run or other data is not tested here."
     )
     if study.tuning == "untuned":
         found.append("Untuned: the learning rates were not tuned, so that a difference may be one of tuning.")

@@ -408,6 +408,9 @@ class _Advice:
     sentences: tuple[str, ...] = ()
 
 
+FIRST_GO = ("the earliest GO is at", "no GO is possible within the plan")
+"""How a reason begins that counts the pairs at hand towards the first GO."""
+
 _NO_ADVICE = _Advice(None, None, "the verdict asks for no further pairs")
 
 
@@ -424,7 +427,7 @@ def _advise(arm: _Arm, tested: Verdict, tests: Tests, first_go: int | None, rule
     mean, ss = arm.pairs.moments
     if n == 1 or ss == 0:
         more = (first_go or rule.n_max) - n
-        first = "no GO is possible within the plan" if first_go is None else f"the earliest GO is at {first_go} pairs"
+        first = FIRST_GO[1] if first_go is None else f"{FIRST_GO[0]} {first_go} pairs"
         return _Advice(more, None, "one pair has no spread to predict from", (f"{first}: {_next(more)}",))
     chances = decision_chances(
         n,

@@ -5,8 +5,11 @@ it could not copy (a server that is down, a kill) the next one does. The state i
 write is one that may be repeated, so a copy that was interrupted anywhere ends without gaps or duplicates.
 
     markers.py   what MLflow lacks, from the files alone
-    sync.py      the only import of mlflow
-    follow.py    the process: `python -m muonlab.tracking.follow <repository> [--once]`
+    process.py   whether an attempt's process lives, and what it uses
+    store.py     the store: opened, asked, written to
+    content.py   what is shown: names, tags, metrics, the view by arm
+    sync.py      what is copied when, from scratch, ledger and reports
+    follow.py    the process: `python -m muonlab.tracking.follow <repository> [--once [--all | --rebuild]]`
 """
 
 from __future__ import annotations
@@ -26,7 +29,7 @@ from muonlab.tracking.markers import (
     without_credentials,
 )
 
-__all__ = ["Follower", "pending", "start_follower", "sync_once", "tracking_uri"]
+__all__ = ["Follower", "is_off", "pending", "rebuild", "start_follower", "sync_once", "tracking_uri"]
 
 OFF = "MUONLAB_TRACKING"
 """Set to `off`, this variable keeps everything from MLflow; once it is unset, the next start copies what it missed."""
@@ -86,19 +89,21 @@ def start_follower(main: Path) -> AbstractContextManager[object]:
     return Follower(process)
 
 
-def sync_once(main: Path, timeout_s: float) -> str | None:
+def sync_once(main: Path, timeout_s: float, *, everything: bool = False) -> str | None:
     """Copy to MLflow what it lacks, in a process that is killed after `timeout_s`.
 
-    Returns None when MLflow has everything, else one sentence that says what happened. Nothing is lost then.
+    With `everything` the ledger's attempts too, and runs that their process left RUNNING are looked for in the store
+    itself; it costs the import of mlflow (seconds) also where nothing is missing. Returns None when MLflow has
+    everything, else one sentence that says what happened. Nothing is lost then.
     """
-    if not pending(main):
+    if is_off() or not (everything or pending(main)):
         return None
     where = f"MLflow at {without_credentials(tracking_uri(main))}"
     kept = "the curves are kept in scratch/ and replayed at the next start."
     try:
         with _log(main) as log:
             done = subprocess.run(
-                [*_command(main), "--once"],
+                [*_command(main), "--once", *(["--all"] if everything else [])],
                 cwd=main,
                 env=_environment(),
                 stdin=subprocess.DEVNULL,
@@ -111,6 +116,15 @@ def sync_once(main: Path, timeout_s: float) -> str | None:
     if done.returncode != 0:
         return f"{where} could not be brought up to date (scratch/mlflow.log says why); {kept}"
     return None
+
+
+def rebuild(main: Path) -> bool:
+    """Copy everything that ledger, `scratch/` and `reports/` hold to MLflow, however long it takes; no run twice.
+
+    Problems are told on standard error as they come; returns whether there was none.
+    """
+    command = [*_command(main), "--once", "--rebuild"]
+    return subprocess.run(command, cwd=main, env=_environment(), stdin=subprocess.DEVNULL, stdout=2).returncode == 0
 
 
 def _command(main: Path) -> list[str]:

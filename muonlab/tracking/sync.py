@@ -1,72 +1,67 @@
-"""Copies attempts and reports to MLflow: the only import of mlflow in the project.
+"""Copies attempts, ledger and reports to MLflow: what is shown where, and what is copied when.
 
-One experiment a study (and `exploration`), in it one run an attempt and one run, `report`, for the study's
-report. A run is found by its attempt's random id before it is created, and created under the attempt's lock.
+One experiment a study (and `exploration`). In it one run for the study, named after it, which holds verdicts and
+report, and under that one run an attempt, `<arm>/seed-<n>`. A run is found before it is created: an attempt's by its
+random id, a study's by `kind = report`; and it is created under a lock. content.py says what a run holds.
 
-    start.json   -> name, parameters, tags, dataset; status RUNNING
-    curve.jsonl  -> curve/<column>, optimizer/<diagnostic>   at (step, started_at + seconds)
-    record.json  -> val_loss, perplexity, cost_usd, wall_seconds, final_step; status and end
+    scratch/     an attempt made here: RUNNING while it runs, with its curve as it grows, then its end
+    ledger       an attempt whose folder is not here (a colleague's, one of before the scratch folder was emptied)
+    reports/     the study's run: FINISHED once there is a report, SCHEDULED before
 
-A point's timestamp is computed from the attempt and not taken from the clock: the store holds a (key, timestamp,
-step, value) once, so a replay adds nothing. The curve has names of its own because its losses are measured on the
-validation subset, and the final `val_loss` on the whole split: in one series the last step would have two values.
-`seconds` and `tokens` are not series: the first is the timestamp, the second the step times a constant.
+An attempt that has both a folder and a line in the ledger is one run, since both bear its id. A run that says RUNNING
+while its process is gone is closed as abandoned; should the attempt have been going on after all, its end says so.
+A run that someone deleted in MLflow stays deleted.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
-import math
-import os
-import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import datetime
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
+from pydantic import ValidationError
 
-from muonlab.registry.canonical import canonical_json
+from muonlab.registry.errors import UsageError
+from muonlab.registry.ledger import parse_line, read
 from muonlab.registry.record import RunRecord
+from muonlab.registry.study import Study
+from muonlab.registry.yamlfile import read_yaml
+from muonlab.tracking import content
 from muonlab.tracking.markers import (
-    SQLITE,
+    FORM,
     AttemptMarker,
+    LedgerMarker,
+    LedgerPart,
     ReportMarker,
     attempt_folders,
     attempt_marker,
     curve_lines,
-    default_uri,
     hide_userinfo,
+    ledger_marker,
+    read_json,
     read_marker,
     report_content,
     report_files,
     report_marker,
-    sqlite_file,
-    store_is_gone,
+    system_lines,
+    unsynced_ledger,
     unsynced_reports,
-    without_credentials,
     write_marker,
 )
+from muonlab.tracking.process import lives
+from muonlab.tracking.store import STORE_LOCK_S, Held, Store, is_deleted
 
 if TYPE_CHECKING:
-    from mlflow import MlflowClient
-    from mlflow.entities import Metric, Run
+    from mlflow.entities import Run
 
-EXPLORATION = "exploration"
-RUN_STATUS = {"completed": "FINISHED", "diverged": "FINISHED", "failed": "FAILED", "abandoned": "KILLED"}
-KIND = {"mlflow.experimentKind": "custom_model_development"}
-"""Makes the page of an experiment open on its training runs."""
-BATCH = 1000
-"""Metrics in one request: the most that MLflow takes."""
-LOCKED_TRIES = 4
-"""Each waits up to MLflow's own 20 s for the lock of an sqlite file."""
-STORE_LOCK_S = 60.0
-NOT_SERIES = ("step", "seconds", "tokens")
-DIAGNOSTIC_PREFIX = "opt_"
-
-T = TypeVar("T")
+KILLED = "the process ended without a word (killed, or the machine stopped)"
+LINES_AT_ONCE = 100
+"""Lines of the ledger between two markers: so many are looked at again after a kill."""
 
 
 class Mirror:
@@ -74,32 +69,36 @@ class Mirror:
 
     def __init__(self, main: Path, uri: str) -> None:
         self.main = main
-        self.uri = uri
-        self.shown = without_credentials(uri)
+        self.store = Store(main, uri)
         self.settled: set[Path] = set()
         """Attempts whose whole run is known to be in the store."""
-        self._experiments: dict[str, str] = {}
+        self._parents: dict[str, str | None] = {}
+        self._colours: dict[str, dict[str, str]] = {}
 
-    def sync(self, *, reports: bool) -> list[str]:
+    def sync(self, *, reports: bool, ledger: bool = False) -> list[str]:
         """Copy what the store lacks; return a sentence for each thing that could not be copied.
 
-        Attempts that another process copies at this moment are left to it.
+        `reports` and `ledger` take these along. Attempts that another process copies at this moment are left to it.
         """
         problems: list[str] = []
-        if "client" in vars(self) and store_is_gone(self.main, self.uri):
+        if self.store.was_deleted:
             # The open file without a name would take everything, and the markers would promise it.
-            return [f"MLflow at {self.shown}: deleted while in use; the next start builds it again."]
+            return [f"MLflow at {self.store.shown}: deleted while in use; the next start builds it again."]
         try:
             for folder in attempt_folders(self.main):
                 if folder not in self.settled:
                     with self._problems_of(str(folder.relative_to(self.main)), problems):
                         self._attempt(folder)
-            for study in unsynced_reports(self.main, self.uri) if reports else ():
+            if ledger:
+                self._ledger(problems)
+            for study in unsynced_reports(self.main, self.store.uri) if reports else ():
                 with self._problems_of(f"reports/{study}", problems):
                     self._report(study)
+            if reports:
+                self._close_orphans()
         except Exception as error:
             # Whatever a store, a server or the way there can raise: it must not end the follower.
-            problems.append(f"MLflow at {self.shown}: {self._told(error)}")
+            problems.append(f"MLflow at {self.store.shown}: {self._told(error)}")
         return problems
 
     @contextmanager
@@ -118,210 +117,244 @@ class Mirror:
 
     def _told(self, error: Exception) -> str:
         """First line of an error, without the credentials that an address in it may hold."""
-        lines = str(error).replace(self.uri, self.shown).splitlines() or [""]
+        lines = str(error).replace(self.store.uri, self.store.shown).splitlines() or [""]
         return f"{type(error).__name__}: {hide_userinfo(lines[0])[:300]}"
 
     @cached_property
-    def client(self) -> MlflowClient:
-        """The store's client; an sqlite file that is not there is created, by one process at a time."""
-        _set_environment()
-        from mlflow import MlflowClient
+    def _held(self) -> dict[str, Held]:
+        """What the store held of all attempts when this process first asked."""
+        return self.store.attempts()
 
-        lock = self.main / "scratch" / "mlflow-store.lock"
-        lock.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(lock, timeout=STORE_LOCK_S):
-            file = sqlite_file(self.main, self.uri)
-            if file is not None and not file.exists():
-                # Elsewhere, and then renamed: the migrations take seconds, and a file that a kill left between
-                # two of them is one that MLflow never opens again.
-                part = file.with_name(f"{file.name}-part")
-                for left in part.parent.glob(f"{part.name}*"):  # with its journal
-                    left.unlink()
-                new = f"{SQLITE}{part.resolve()}"
-                MlflowClient(tracking_uri=new, registry_uri=new).search_experiments(max_results=1)
-                os.replace(part, file)
-            return MlflowClient(tracking_uri=self.uri, registry_uri=self.uri)
-
-    @cached_property
-    def _runs_at_start(self) -> set[str]:
-        """Ids of all runs in the experiments of the attempts, deleted ones included, as this process found them."""
-        from mlflow.entities import ViewType
-
-        names = {_experiment_name(_json(folder / "start.json")) for folder in attempt_folders(self.main)}
-        experiments = self._all_pages(
-            lambda token: self.client.search_experiments(view_type=ViewType.ALL, page_token=token)
-        )
-        ids = [e.experiment_id for e in experiments if e.name in names]
-        runs = self._all_pages(lambda token: self.client.search_runs(ids, run_view_type=ViewType.ALL, page_token=token))
-        return {run.info.run_id for run in runs}
-
-    def _all_pages(self, page: Callable[[str | None], Any]) -> Iterator[Any]:
-        token = None
-        while True:
-            found = self._patiently(lambda at=token: page(at))  # type: ignore[misc]
-            yield from found
-            token = found.token
-            if not token:
-                return
-
-    def _patiently(self, call: Callable[[], T]) -> T:
-        """Make a call that may be repeated again while another process has the sqlite file, or got there first."""
-        from mlflow.exceptions import MlflowException
-
-        for left in reversed(range(LOCKED_TRIES)):
-            try:
-                return call()
-            except MlflowException as error:
-                passing = "database is locked" in str(error) or "UNIQUE constraint" in str(error)
-                if not passing or error.error_code == "RESOURCE_ALREADY_EXISTS" or not left:
-                    raise
-                time.sleep(0.2)
-        raise AssertionError("unreachable: the last try returns or raises")
-
-    # ---- attempts
+    # ---- attempts made here
 
     def _attempt(self, folder: Path) -> None:
         marker = read_marker(attempt_marker(folder), AttemptMarker)
-        if marker and marker.done and marker.uri == self.shown and marker.run_id in self._runs_at_start:
+        promised = marker and marker.done and marker.form == FORM and marker.uri == self.store.shown
+        if marker and promised and marker.run_id in self._ids_held:
             self.settled.add(folder)
             return
         with _unless_held(folder / "mlflow.lock") as ours:
             if ours:
                 self._copy_attempt(folder)
 
+    @cached_property
+    def _ids_held(self) -> set[str]:
+        return {held.run_id for held in self._held.values()}
+
     def _copy_attempt(self, folder: Path) -> None:
         """Copy what the attempt's run lacks; the caller holds the attempt's lock."""
-        start = _json(folder / "start.json")
-        # The record first: when it is there, the curve that is read after it is whole.
+        start = read_json(folder / "start.json")
+        base = start["record"]
+        # First of all, whether it lives; then the record: when it is there, the curve that is read after it is whole.
+        alive = lives(start)
         record = _record(folder)
-        lines = curve_lines(folder)
+        points, samples = curve_lines(folder), system_lines(folder)
         marker = read_marker(attempt_marker(folder), AttemptMarker)
-        run = self._run_of(marker) if marker and marker.uri == self.shown else None
+        run = self.store.run(marker.run_id) if marker and marker.uri == self.store.shown else None
         if run is None or marker is None:
-            run = self._find_or_create(start)
-            marker = AttemptMarker(uri=self.shown, run_id=run.info.run_id)
-            self._describe(run, start)
-        if run.info.lifecycle_stage == "deleted":
-            # Someone deleted the run in MLflow: it stays deleted.
-            marker = marker.model_copy(update={"points": len(lines), "done": record is not None})
-        elif not marker.done:
-            started = _milliseconds(start["record"]["started_at"])
-            self._log(marker.run_id, curve_metrics(_rows(lines[marker.points :]), started))
-            if record is not None:
-                self._finish(marker.run_id, record, started)
-            marker = marker.model_copy(update={"points": len(lines), "done": record is not None})
+            run = self._find_or_create(base)
+            marker = AttemptMarker(uri=self.store.shown, run_id=run.info.run_id)
+        copied = {"points": len(points), "samples": len(samples), "done": record is not None}
+        if not is_deleted(run):
+            run_id, started = marker.run_id, content.milliseconds(base["started_at"])
+            if marker.form != FORM:
+                self._describe(run, base, start["cell"])
+                copied["form"] = FORM
+            if not marker.done:
+                self.store.log(run_id, metrics=content.curve_metrics(_rows(points[marker.points :]), started))
+                self.store.log(run_id, metrics=content.system_metrics(_rows(samples[marker.samples :]), started))
+                if record is not None:
+                    if marker.closed and record.error is None:
+                        self.store.patiently(lambda: self.store.client.delete_tag(run_id, "error"))
+                    self._finish(run_id, record)
+                elif not alive and not marker.closed:
+                    last = [row["seconds"] for row in _rows(points[-1:])] or [0.0]
+                    self._abandon(run_id, started + round(1000 * last[0]))
+                    copied["closed"] = True
+        marker = marker.model_copy(update={"form": FORM, **copied})
         write_marker(attempt_marker(folder), marker)
         if marker.done:
             self.settled.add(folder)
 
-    def _run_of(self, marker: AttemptMarker | ReportMarker) -> Run | None:
-        """The marker's run, or None where the store does not have it (any more)."""
-        from mlflow.exceptions import MlflowException
+    def _find_or_create(self, base: dict[str, Any]) -> Run:
+        experiment_id = self.store.experiment(content.experiment_name(base))
+        return self.store.find(experiment_id, "attempt_id", base["attempt_id"]) or self._create(base)
 
-        try:
-            return self._patiently(lambda: self.client.get_run(marker.run_id))
-        except MlflowException as error:
-            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-                raise
-            return None
+    def _create(self, base: dict[str, Any]) -> Run:
+        tags = self._tags(base) | {"status": "running"}
+        started = content.milliseconds(base["started_at"])
+        experiment_id = self.store.experiment(content.experiment_name(base))
+        return self.store.create_run(experiment_id, content.run_name(base), started, tags)
 
-    def _find(self, experiment_id: str, tag: str, value: str) -> Run | None:
-        from mlflow.entities import ViewType
+    def _describe(self, run: Run, base: dict[str, Any], cell: dict[str, Any]) -> None:
+        """Log tags, parameters and data set; done again for a run that was found: its creator may have been killed."""
+        run_id, name = run.info.run_id, content.run_name(base)
+        if run.info.run_name != name:
+            self.store.patiently(lambda: self.store.client.update_run(run_id, name=name))
+        self.store.log(run_id, params=content.parameters(cell), tags=self._tags(base))
+        self.store.log_data(run_id, content.dataset(base))
 
-        found = self._patiently(
-            lambda: self.client.search_runs(
-                [experiment_id], f"tags.`{tag}` = '{value}'", run_view_type=ViewType.ALL, max_results=1
-            )
-        )
-        return found[0] if found else None
+    def _tags(self, base: dict[str, Any]) -> dict[str, str]:
+        study = base["study"]
+        if study is None:
+            return content.attempt_tags(base, None, None)
+        parent = self._parent(study, content.milliseconds(base["started_at"]))
+        return content.attempt_tags(base, parent, self._colours_of(study).get(base["arm"]))
 
-    def _find_or_create(self, start: dict[str, Any]) -> Run:
-        base = start["record"]
-        experiment_id = self._experiment(_experiment_name(start))
-        tags = {
-            **{key: str(base[key]) for key in ("arm", "seed", "workload", "cell_digest", "attempt", "attempt_id")},
-            "kind": "attempt",
-            "study": _experiment_name(start),
-            "device": base["provenance"]["device"],
-            "status": "running",
-            "mlflow.source.name": "stages.train",
-            "mlflow.source.type": "LOCAL",
-        }
-        if base["provenance"]["commit"]:
-            tags["mlflow.source.git.commit"] = base["provenance"]["commit"]
-        return self._find(experiment_id, "attempt_id", base["attempt_id"]) or self._patiently(
-            lambda: self.client.create_run(
-                experiment_id,
-                start_time=_milliseconds(base["started_at"]),
-                tags=tags,
-                run_name=f"{base['arm']}/seed-{base['seed']}",
-            )
-        )
+    def _colours_of(self, study: str) -> dict[str, str]:
+        if study not in self._colours:
+            self._colours[study] = content.colours(_arms(self.main, study))
+        return self._colours[study]
 
-    def _experiment(self, name: str) -> str:
-        """Id of the experiment of that name, created where there is none, restored where it was deleted."""
-        from mlflow.exceptions import MlflowException
+    def _finish(self, run_id: str, record: RunRecord) -> None:
+        self.store.log(run_id, metrics=content.final_metrics(record), tags=content.final_tags(record))
+        self.store.end(run_id, content.RUN_STATUS[record.status], content.ended(record))
 
-        if name not in self._experiments:
-            found = self._patiently(lambda: self.client.get_experiment_by_name(name))
-            if found is None:
-                # Another store's server decides itself where artifacts go; the file in the repository has no server.
-                own = self.uri == default_uri(self.main)
-                location = str(self.main.resolve() / "mlartifacts" / name) if own else None
-                try:
-                    self._patiently(lambda: self.client.create_experiment(name, artifact_location=location, tags=KIND))
-                except MlflowException as error:
-                    if error.error_code != "RESOURCE_ALREADY_EXISTS":
-                        raise
-                found = self._patiently(lambda: self.client.get_experiment_by_name(name))
-            assert found is not None, "an experiment that exists is found"
-            if found.lifecycle_stage == "deleted":
-                self._patiently(lambda: self.client.restore_experiment(found.experiment_id))
-            self._experiments[name] = found.experiment_id
-        return self._experiments[name]
+    def _abandon(self, run_id: str, at: int) -> None:
+        self.store.log(run_id, tags={"status": "abandoned", "error": KILLED})
+        self.store.end(run_id, content.RUN_STATUS["abandoned"], at)
 
-    def _describe(self, run: Run, start: dict[str, Any]) -> None:
-        """Log parameters and data set; done again for a run that was found, since its creator may have been killed."""
-        from mlflow.entities import Dataset, DatasetInput, InputTag, Param
+    # ---- the ledger
 
-        if run.info.lifecycle_stage == "deleted":
+    def _ledger(self, problems: list[str]) -> None:
+        """Give every attempt of the ledger its run; what another process copies at this moment is left to it."""
+        part = unsynced_ledger(self.main, self.store.uri)
+        if not part.lines:
             return
-        base = start["record"]
-        params = [Param(key, value) for key, value in parameters(start["cell"]).items()]
-        data = Dataset(
-            name=base["workload"],
-            digest=base["hashes"]["data"][:16],
-            source_type="local",
-            source=json.dumps({"uri": f"data/{base['workload']}"}),
-        )
-        of_training = DatasetInput(data, [InputTag("mlflow.data.context", "training")])
-        run_id = run.info.run_id
-        for at in range(0, len(params), 100):  # the most that MLflow takes in one request
-            self._patiently(lambda at=at: self.client.log_batch(run_id, params=params[at : at + 100]))  # type: ignore[misc]
-        self._patiently(lambda: self.client.log_inputs(run_id, [of_training]))
+        path = ledger_marker(self.main)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with _unless_held(path.with_suffix(".lock")) as ours:
+            if ours:
+                self._copy_ledger(part, problems)
 
-    def _log(self, run_id: str, metrics: Iterable[Metric], tags: dict[str, str] | None = None) -> None:
-        from mlflow.entities import RunTag
+    def _copy_ledger(self, part: LedgerPart, problems: list[str]) -> None:
+        here = _attempts_here(self.main)
+        seen = hashlib.sha256(part.before)
+        size = len(part.before)
+        first = part.before.count(b"\n") + 1
+        for at in range(0, len(part.lines), LINES_AT_ONCE):
+            for number, line in enumerate(part.lines[at : at + LINES_AT_ONCE], start=first + at):
+                if line.strip():
+                    with self._problems_of(f"experiments/ledger.jsonl line {number}", problems):
+                        record = parse_line(line.decode())
+                        if record.attempt_id not in here:
+                            self._copy_record(record)
+                seen.update(line)
+                size += len(line)
+            write_marker(
+                ledger_marker(self.main), LedgerMarker(uri=self.store.shown, size=size, sha256=seen.hexdigest())
+            )
 
-        found = list(metrics)
-        for at in range(0, len(found), BATCH):
-            self._patiently(lambda at=at: self.client.log_batch(run_id, metrics=found[at : at + BATCH]))  # type: ignore[misc]
-        if tags:
-            self._patiently(lambda: self.client.log_batch(run_id, tags=[RunTag(k, v) for k, v in tags.items()]))
-
-    def _finish(self, run_id: str, record: RunRecord, started: int) -> None:
-        from mlflow.entities import Metric
-
-        ended = started + round(1000 * record.wall_seconds)
-        values = record.model_dump(include={"val_loss", "perplexity", "cost_usd", "wall_seconds", "final_step"})
-        self._log(
+    def _copy_record(self, record: RunRecord) -> None:
+        """Bring the run of an attempt that has no folder here up to date with its record."""
+        held = self._held.get(record.attempt_id)
+        base = record.model_dump(mode="json")
+        if held is not None and held.deleted:
+            return
+        if held is not None and held.status != "RUNNING":
+            if record.study is not None and held.parent is None:
+                self.store.log(held.run_id, tags=self._tags(base))
+            return
+        run_id = self._create(base).info.run_id if held is None else held.run_id
+        file = self._curves.get(record.attempt_id)
+        rows = content.curve_of_record(record, file)
+        if held is not None and file is None:
+            # The times are estimates: a point that was copied while it was measured stands already, at its own.
+            stored = self.store.patiently(lambda: self.store.client.get_metric_history(run_id, "curve/val_loss"))
+            steps = {point.step for point in stored}
+            rows = [row for row in rows if row["step"] not in steps]
+        started = content.milliseconds(record.started_at)
+        self.store.log(
             run_id,
-            [Metric(key, value, ended, record.final_step) for key, value in values.items() if value is not None],
-            {"status": record.status} | ({"error": record.error} if record.error else {}),
+            metrics=[*content.curve_metrics(rows, started), *content.final_metrics(record)],
+            params=content.parameters(cell) if (cell := self._cell(record)) else (),
+            tags=self._tags(base) | content.final_tags(record),
         )
-        self._patiently(lambda: self.client.set_terminated(run_id, RUN_STATUS[record.status], ended))
+        self.store.log_data(run_id, content.dataset(base))
+        self.store.end(run_id, content.RUN_STATUS[record.status], content.ended(record))
 
-    # ---- reports
+    @cached_property
+    def _curves(self) -> dict[str, Path]:
+        """Files of the curves that lie in `runs/`, by the attempt that made them."""
+        found = {}
+        for path in self.main.glob("runs/*/*/train.json"):
+            try:
+                attempt = read_json(path)["attempt_id"]
+            except (ValueError, KeyError):
+                continue  # said by the collect stage, in the report
+            if (curve := path.with_name("curve.csv")).exists():
+                found[attempt] = curve
+        return found
+
+    def _cell(self, record: RunRecord) -> dict[str, Any] | None:
+        """What the record's cell computes, where a study's snapshot tells: the digest stands for all of it."""
+        return self._cells.get(record.cell_digest)
+
+    @cached_property
+    def _cells(self) -> dict[str, dict[str, Any]]:
+        found: dict[str, dict[str, Any]] = {}
+        for path in self.main.glob("reports/*/registry.json"):
+            try:
+                snapshot = read_json(path)
+                for cell in snapshot["cells"]:
+                    if cell["arm"] in snapshot["optimizers"]:
+                        optimizer = snapshot["optimizers"][cell["arm"]]
+                        found[cell["digest"]] = {
+                            "seed": cell["seed"],
+                            "optimizer": {"kind": optimizer["kind"], "options": optimizer["options"]},
+                            "settings": snapshot["settings"],
+                        }
+            except (ValueError, KeyError):
+                continue  # a snapshot of another version: the runs are shown without parameters
+        return found
+
+    def _close_orphans(self) -> None:
+        """Close the runs that say RUNNING and of which nothing is here: their folder was removed under them.
+
+        Only in the repository's own file: on a server, the run may well be going on on another machine.
+        """
+        if not self.store.is_own:
+            return
+        # The runs first: an attempt has its folder before its run.
+        running = self.store.attempts("attributes.status = 'RUNNING'")
+        orphans = {attempt: held for attempt, held in running.items() if not held.deleted}
+        if not orphans:
+            return
+        here = _attempts_here(self.main)
+        ledger = read(self.main / "experiments" / "ledger.jsonl")
+        ended = {record.attempt_id: record for record in ledger.records}
+        for attempt, held in orphans.items():
+            if attempt in ended and attempt not in here:
+                self._held[attempt] = held
+                self._copy_record(ended[attempt])
+            elif attempt not in here:
+                run = self.store.run(held.run_id)
+                assert run is not None, "a run that was found is there"
+                stored = self.store.patiently(
+                    lambda run_id=held.run_id: self.store.client.get_metric_history(run_id, "curve/val_loss")  # type: ignore[misc]
+                )
+                self._abandon(held.run_id, max([run.info.start_time, *(point.timestamp for point in stored)]))
+
+    # ---- studies
+
+    def _parent(self, study: str, started: int) -> str | None:
+        """Id of the study's own run, created where there is none; None where someone deleted it."""
+        if study not in self._parents:
+            experiment_id = self.store.experiment(study)
+            lock = report_marker(self.main, study).with_suffix(".parent.lock")
+            lock.parent.mkdir(parents=True, exist_ok=True)
+            with FileLock(lock, timeout=STORE_LOCK_S):
+                run = self.store.find(experiment_id, "kind", "report") or self.store.create_run(
+                    experiment_id, study, started, {"kind": "report", "study": study, "status": "incomplete"}
+                )
+                run_id = run.info.run_id
+                if run.info.run_name == "report":  # what it was called in form 1
+                    self.store.patiently(lambda: self.store.client.update_run(run_id, name=study))
+                if run.info.status == "RUNNING":
+                    # Nothing runs in it: until there is a report it waits for its attempts.
+                    self.store.patiently(lambda: self.store.client.update_run(run_id, status="SCHEDULED"))
+            self._parents[study] = None if is_deleted(run) else run_id
+        return self._parents[study]
 
     def _report(self, study: str) -> None:
         path = report_marker(self.main, study)
@@ -331,89 +364,29 @@ class Mirror:
                 self._copy_report(study, path)
 
     def _copy_report(self, study: str, path: Path) -> None:
-        """Bring the run of the study's report up to date; the caller holds the report's lock."""
+        """Bring the study's run up to date with its report; the caller holds the report's lock."""
         folder = self.main / "reports" / study
-        content = report_content(folder)
-        verdict = _json(folder / "verdict.json")
-        standing = _json(folder / "stats.json") if (folder / "stats.json").exists() else {}
-        marker = read_marker(path, ReportMarker)
-        run = self._run_of(marker) if marker and marker.uri == self.shown else None
+        copied = report_content(folder)
+        verdict = read_json(folder / "verdict.json")
+        standing = read_json(folder / "stats.json") if (folder / "stats.json").exists() else {}
         written = round(1000 * (folder / "verdict.json").stat().st_mtime)
-        if run is None:
-            experiment_id = self._experiment(study)
-            run = self._find(experiment_id, "kind", "report") or self._patiently(
-                lambda: self.client.create_run(
-                    experiment_id, start_time=written, tags={"kind": "report", "study": study}, run_name="report"
-                )
-            )
-        run_id = run.info.run_id
-        if run.info.lifecycle_stage != "deleted":
+        run_id = self._parent(study, written)
+        if run_id is not None:
+            run = self.store.run(run_id)
+            assert run is not None, "a study's run was found or made just now"
             tags = {
                 "status": "complete" if verdict["complete"] else "incomplete",
                 "mlflow.note.content": verdict["decision"],
-                **{f"verdict.{arm}": found["verdict"] for arm, found in verdict["verdicts"].items()},
+                **content.verdict_tags(verdict, standing),
             }
-            for stale in [tag for tag in run.data.tags if tag.startswith("verdict.") and tag not in tags]:
-                self._patiently(lambda tag=stale: self.client.delete_tag(run_id, tag))  # type: ignore[misc]
-            self._log(run_id, standing_metrics(standing, written), tags)
+            for stale in [tag for tag in run.data.tags if tag.startswith(content.VERDICT_TAGS) and tag not in tags]:
+                self.store.patiently(lambda tag=stale: self.store.client.delete_tag(run_id, tag))  # type: ignore[misc]
+            self.store.log(run_id, metrics=content.standing_metrics(standing, written), tags=tags)
             for file in report_files(folder):
                 within = file.parent.relative_to(folder).as_posix()
-                self.client.log_artifact(run_id, str(file), None if within == "." else within)
-            self._patiently(lambda: self.client.set_terminated(run_id, "FINISHED", written))
-        write_marker(path, ReportMarker(uri=self.shown, run_id=run_id, content=content))
-
-
-def _set_environment() -> None:
-    """Set what MLflow reads from the environment.
-
-    No retries inside MLflow: a request to create a run that was answered too late, repeated blindly, is a second
-    run. The next pass repeats it after looking. A person's own timeout is respected.
-    """
-    os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
-    os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"  # the address may hold a password
-    os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "0"
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
-
-
-def parameters(cell: dict[str, Any]) -> dict[str, str]:
-    """Parameters of a cell's run: `optimizer` and its options, the workload's settings, the seed."""
-    flat = {"seed": cell["seed"], "optimizer": cell["optimizer"]["kind"]}
-    flat |= _flattened(cell["optimizer"]["options"], "optimizer")
-    flat |= _flattened(cell["settings"], "settings")
-    return {key: value if isinstance(value, str) else canonical_json(value) for key, value in flat.items()}
-
-
-def curve_metrics(rows: Iterable[dict[str, Any]], started: int) -> Iterator[Metric]:
-    """Metrics of a curve's rows; `started` in ms since 1970. A validation loss that was not finite is nan."""
-    from mlflow.entities import Metric
-
-    for row in rows:
-        at = started + round(1000 * (row.get("seconds") or 0.0))
-        for key, value in row.items():
-            if key == "val_loss" and value is None:
-                value = math.nan
-            if key in NOT_SERIES or not isinstance(value, int | float):
-                continue
-            name = (
-                f"optimizer/{key.removeprefix(DIAGNOSTIC_PREFIX)}"
-                if key.startswith(DIAGNOSTIC_PREFIX)
-                else f"curve/{key}"
-            )
-            yield Metric(name, float(value), at, row["step"])
-
-
-def standing_metrics(standing: dict[str, Any], at: int) -> Iterator[Metric]:
-    """Effect [nats/token, positive: better than the baseline] and E-value of each challenger; `at` in ms since 1970.
-
-    What is undefined is nan, since MLflow would go on showing the value of an earlier version of the report.
-    """
-    from mlflow.entities import Metric
-
-    for comparison in standing.get("comparisons", ()):
-        if comparison["decision"] is not None:
-            for name, key in (("effect", "mean_diff"), ("e_value", "e_value")):
-                value = comparison["estimates"][key]
-                yield Metric(f"{name}/{comparison['arm']}", math.nan if value is None else value, at, 0)
+                self.store.client.log_artifact(run_id, str(file), None if within == "." else within)
+            self.store.end(run_id, "FINISHED", written)
+        write_marker(path, ReportMarker(uri=self.store.shown, run_id=run_id or "", content=copied))
 
 
 @contextmanager
@@ -431,20 +404,6 @@ def _unless_held(path: Path) -> Iterator[bool]:
         lock.release()
 
 
-def _flattened(value: Any, name: str) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        return {name: value}
-    return {path: leaf for key, inner in value.items() for path, leaf in _flattened(inner, f"{name}.{key}").items()}
-
-
-def _experiment_name(start: dict[str, Any]) -> str:
-    return start["record"]["study"] or EXPLORATION
-
-
-def _milliseconds(iso: str) -> int:
-    return round(1000 * datetime.fromisoformat(iso).timestamp())
-
-
 def _rows(lines: list[str]) -> Iterator[dict[str, Any]]:
     for line in lines:
         try:
@@ -458,6 +417,21 @@ def _record(folder: Path) -> RunRecord | None:
     return RunRecord.model_validate_json(path.read_text(encoding="utf-8")) if path.exists() else None
 
 
-def _json(path: Path) -> dict[str, Any]:
-    loaded: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return loaded
+def _attempts_here(main: Path) -> set[str]:
+    """Ids of the attempts that have their folder in `scratch/`."""
+    found = set()
+    for folder in attempt_folders(main):
+        try:
+            found.add(read_json(folder / "start.json")["record"]["attempt_id"])
+        except (ValueError, KeyError):
+            continue  # told where the attempt is copied
+    return found
+
+
+def _arms(main: Path, study: str) -> list[str]:
+    """Arms of a study as it declares them; none where its declaration is not here or cannot be read."""
+    where = f"experiments/{study}/study.yaml"
+    try:
+        return Study.model_validate(read_yaml(main / where, where=where)["study"]).arms
+    except (UsageError, KeyError, ValidationError):
+        return []

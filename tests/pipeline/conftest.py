@@ -139,8 +139,8 @@ def make_repository(
 ) -> Repository:
     """Make a committed repository with the toy workload (or these params and this study) in `root`."""
     root.mkdir(parents=True)
-    for name in ("muonlab", "optim", "stages", ".dvc/config", ".dvc/.gitignore", "data/dvc.yaml", "data/.gitignore",
-                 "dvc.yaml", ".gitignore", ".dvcignore", "runs/exp/current/.gitkeep",
+    for name in ("muonlab", "optim", "stages", ".dvc/config", ".dvc/.gitignore", ".dvc/plots", "data/dvc.yaml",
+                 "data/.gitignore", "dvc.yaml", ".gitignore", ".dvcignore", "runs/exp/current/.gitkeep",
                  "reports/exp/.gitkeep"):  # fmt: skip
         source, target = PROJECT / name, root / name
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from muonlab.registry.record import RunRecord
@@ -30,6 +30,12 @@ NOLAH = shifted([-0.0245, -0.0035, -0.0193, -0.0023, -0.0202])
 TRIVIAL = shifted([0.0009, -0.0008, 0.0008, 0.0002, -0.0008])
 STRONG = shifted([0.051, 0.047, 0.055, 0.049, 0.053])
 NOISY = shifted([0.06, -0.05, 0.04, -0.02, 0.03])
+
+
+REPORTED = {
+    "source": "a made-up paper",
+    "workloads": {"large": {"model": "made-up-1b", "data": "made-up", "steps": STEPS, "eval_every": 30}},
+}
 
 
 def digest(arm: str, seed: int) -> str:
@@ -106,6 +112,7 @@ def made_up(
     price: float = 0.0,
     early: Mapping[str, float] | None = None,
     samples: Mapping[str, str] | None = None,
+    series: Mapping[str, Callable[[int], dict[str, list[tuple[int, float]]]]] | None = None,
     decision: Mapping[str, object] | None = None,
     extra_records: Sequence[RunRecord] = (),
     findings: Sequence[str] = (),
@@ -113,7 +120,10 @@ def made_up(
     amended: bool = False,
     **study_changes: object,
 ) -> Standing:
-    """A standing of arms with these outcomes by seed; the first arm is the baseline, `unlike` arms had other data."""
+    """A standing of arms with these outcomes by seed; the first arm is the baseline, `unlike` arms had other data.
+
+    `series`: arm -> what its curve.csv holds on a seed. Reported by others, there is one seed and a model of theirs.
+    """
     arms = list(outcomes)
     described = {*control, *reference}
     seeds = list(range(max(len(runs) for runs in outcomes.values())))
@@ -131,6 +141,7 @@ def made_up(
             "price_usd_per_gpu_hour": price,
             "budget_usd": 100 * price,
             "tuning": "900-tune",
+            **({"reported": REPORTED, "workload": "large"} if study_changes.get("provenance") == "reported" else {}),
             **study_changes,
         }
     )
@@ -163,9 +174,25 @@ def made_up(
         )
         for arm, text in (samples or {}).items()
     ]
+    evaluations += [
+        Evaluation(
+            arm=arm,
+            seed=run.seed,
+            cell_digest=run.cell_digest,
+            weights_sha256=None,
+            val_loss=run.val_loss,
+            perplexity=None,
+            prompt="",
+            sample="",
+            series=of_seed(run.seed),
+        )
+        for arm, of_seed in (series or {}).items()
+        for run in records
+        if run.arm == arm and run.is_result
+    ]
     snapshot = Snapshot(
         study=study,
-        settings=WorkloadSettings(steps=STEPS),
+        settings=study.reported.workloads["large"] if study.reported else WorkloadSettings(steps=STEPS),
         optimizers={arm: {"kind": "muon", "options": {"lr": 0.01, "scale": 0.9}} for arm in arms},
         cells=[DeclaredCell(arm=arm, seed=seed, digest=digest(arm, seed)) for seed in seeds for arm in arms],
         records=[*records, *extra_records],

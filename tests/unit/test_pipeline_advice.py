@@ -50,7 +50,7 @@ def test_an_open_study_asks_for_the_next_seeds_of_all_its_arms():
         (made_up({"muon": BASELINE, "nolah": STRONG}), 0, "every challenger is decided"),
         (made_up({**OPEN}, decision={"n_max": 5}), 0, "the plan has ended with all its pairs and nolah undecided"),
         (made_up({**OPEN}, decision={"plan": {"fixed": 5}}), 0, "keep muon, which is not evidence of no effect"),
-        (made_up({**OPEN}, provenance="reported"), 0, "reported by others"),
+        (made_up({arm: runs[:1] for arm, runs in OPEN.items()}, provenance="reported"), 0, "reported by others"),
         (made_up({**OPEN}, findings=["cell nolah-1: edited"]), 5, "- cell nolah-1: edited"),
         (made_up({**OPEN}, unlike=["nolah"]), 5, "do not share their data"),
         (made_up({**OPEN}, price=2.8, budget_usd=0.2), 4, "raising budget_usd changes the declaration"),

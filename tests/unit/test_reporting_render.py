@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import base64
 import itertools
+import math
 import re
+import time
+from functools import partial
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -12,10 +15,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
-from reporting_studies import BASELINE, NOISY, NOLAH, STRONG, TRIVIAL, made_up, record, shifted
+from matplotlib import get_data_path
+from matplotlib.font_manager import get_font
+from reporting_studies import BASELINE, NOISY, NOLAH, STEPS, STRONG, TRIVIAL, made_up, record, shifted
 
-from muonlab.reporting import figures
 from muonlab.reporting.document import Table, one_line, visible
+from muonlab.reporting.figures import labels, lines, paper
+from muonlab.reporting.figures.curves import early, losses
+from muonlab.reporting.figures.diagnostics import diagnostics
 from muonlab.reporting.report import escape_inline, escape_markdown, fenced, markdown_table, rich_html, write_report
 from muonlab.reporting.standing import Standing
 from muonlab.reporting.wording import decision_sentence
@@ -26,6 +33,16 @@ HOSTILE = (
 )
 LONG = "a-very-long-arm-name-with-options-scale-0-95-warmup-150-of-"
 MARKDOWN = MarkdownIt("commonmark").enable(["table", "strikethrough"])
+
+
+def measured(size: float, seed: int) -> dict[str, list[tuple[int, float]]]:
+    """What the optimizer did in a run whose momentum has this size."""
+    steps = range(30, STEPS + 1, 30)
+    return {
+        "grad_norm": [(step, 1 + math.sin(step + seed)) for step in steps],
+        "opt_momentum_rms": [(step, size * (1 + seed + step / STEPS)) for step in steps],
+        "opt_turn": [(step, 0.0) for step in steps],
+    }
 
 
 def studies() -> dict[str, Standing]:
@@ -42,6 +59,7 @@ def studies() -> dict[str, Standing]:
             reference=["adamw"],
             on_archive="orthonoise",
             samples={"muon": "the city of the city", "nolah": HOSTILE},
+            series={"muon": partial(measured, 1.0), "nolah": partial(measured, 1e-3)},
         ),
         "no run": made_up({"muon": [None] * 3, "k": [None] * 3}),
         "one run": made_up({"muon": [4.2, None], "k": [None, None]}, price=2.8),
@@ -138,7 +156,7 @@ def test_markdown_holds_no_markup_of_others(rendered):
 
 
 def figure_names() -> list[str]:
-    return ["forest", "evidence", "differences", "losses", "finish"]
+    return ["forest", "evidence", "differences", "losses", "early", "finish", "diagnostics"]
 
 
 def test_html_is_self_contained_and_inert(rendered):
@@ -147,8 +165,12 @@ def test_html_is_self_contained_and_inert(rendered):
         html = (out / "report.html").read_text()
         page = Page(html)
         assert policy in [value for key, value in page.attributes if key == "content"], name
-        assert not {"script", "iframe", "link", "object", "a", "svg", "b"} & set(page.tags), name
-        assert not [key for key, _ in page.attributes if key.startswith("on") or key == "href"], name
+        assert not {"script", "iframe", "link", "object", "svg", "b"} & set(page.tags), name
+        assert not [key for key, _ in page.attributes if key.startswith("on")], name
+        # Every link stays on the page, and finds what it points to.
+        places = [value for key, value in page.attributes if key == "id"]
+        assert len(set(places)) == len(places) > 0, name
+        assert {value for key, value in page.attributes if key == "href"} == {f"#{place}" for place in places}, name
         sources = [value or "" for key, value in page.attributes if key in ("src", "srcset")]
         assert all(re.fullmatch(r"data:image/svg\+xml;base64,[A-Za-z0-9+/=]+", source) for source in sources), name
         assert len([key for key, value in page.attributes if key == "alt" and value]) == page.tags.count("img"), name
@@ -216,15 +238,133 @@ def test_every_colour_has_its_night(rendered):
     _, out = rendered["whole"]
     for name in figure_names():
         svg = (out / "figures" / f"{name}.svg").read_text()
-        assert set(re.findall(r"#[0-9a-f]{6}\b(?![0-9a-f])", svg.replace("xlink:href", ""))) <= set(figures.DARK), name
-        assert not set(re.findall(r"#[0-9a-f]{6}\b", figures.dark(svg))) & set(figures.DARK), name
+        assert set(re.findall(r"#[0-9a-f]{6}\b(?![0-9a-f])", svg.replace("xlink:href", ""))) <= set(paper.DARK), name
+        assert not set(re.findall(r"#[0-9a-f]{6}\b", paper.dark(svg))) & set(paper.DARK), name
     html = (out / "report.html").read_text()
     sources = re.findall(r'src(?:set)?="data:image/svg\+xml;base64,([^"]+)"', html)
     assert base64.b64encode((out / "figures" / "forest.svg").read_bytes()).decode() in sources
 
 
+def texts(svg: str) -> str:
+    """What is written on a figure, in order of drawing: its glyphs are named by their number in the font."""
+    letters = {}
+    for weight, font in (("n", "DejaVuSans.ttf"), ("b", "DejaVuSans-Bold.ttf")):
+        charmap = get_font(str(Path(get_data_path()) / "fonts" / "ttf" / font)).get_charmap()
+        letters |= {f"{weight}{glyph:x}": chr(code) for code, glyph in sorted(charmap.items(), reverse=True)}
+    drawn = "".join(letters[name] for name in re.findall(r'<use href="#([nb][0-9a-f]+)"', svg))
+    return drawn.replace("\ufb01", "fi")
+
+
+def test_a_partial_report_says_so_and_gives_no_verdict(tmp_path):
+    standing = made_up({"muon": BASELINE, "k": STRONG, "l": [*TRIVIAL[:4], None]})
+    write_report(standing, tmp_path, partial=True)
+    page = Page((tmp_path / "report.html").read_text())
+    shown = [page.text, (tmp_path / "report.md").read_text(), texts((tmp_path / "figures/forest.svg").read_text())]
+    assert not [
+        word for word in ("GO", "NO_GO", "INCONCLUSIVE", "INCOMPLETE", "EQUIVALENT") for t in shown if word in t
+    ]
+    assert all("partial" in text.lower() for text in shown[:2])
+    write_report(standing, tmp_path)
+    assert "INCOMPLETE" in texts((tmp_path / "figures/forest.svg").read_text())
+
+
+def test_a_long_table_is_folded_and_a_short_one_is_not(rendered, tmp_path):
+    runs = [4.2 + 0.001 * i for i in range(13)]
+    write_report(made_up({f"arm-{i}": runs for i in range(5)}, decision={"n_max": 20}), tmp_path)
+    folded = Page((tmp_path / "report.html").read_text())
+    assert "details" in folded.tags
+    assert "all 65 rows" in folded.text
+    assert "details" not in Page((rendered["one pair"][1] / "report.html").read_text()).tags
+
+
+def test_diagnostics_are_drawn_where_they_say_something(rendered):
+    drawn = texts((rendered["whole"][1] / "figures" / "diagnostics.svg").read_text())
+    assert "size of the momentum" in drawn
+    assert "10⁻³" in drawn  # its sizes are decades apart
+    assert "turn from" not in drawn  # 0 in all runs
+    assert "nolah" in drawn
+    assert "orthonoise" not in drawn  # has no series
+    assert not (rendered["one pair"][1] / "figures" / "diagnostics.svg").exists()
+
+
+def test_an_eigenvalue_that_was_not_found_is_not_drawn(tmp_path):
+    def of_seed(seed: int) -> dict[str, list[tuple[int, float]]]:
+        return {"hessian_top": [(30, 5.0 + seed), (60, 7.0)], "hessian_residual": [(30, 9.0), (60, 9.0)]}
+
+    standing = made_up({"muon": BASELINE, "k": NOLAH}, series={"muon": of_seed})
+    assert diagnostics(standing) is None
+
+
+def test_the_early_phase_needs_two_evaluations():
+    assert early(made_up({"muon": BASELINE, "k": NOLAH})) is not None
+    one = [{"step": step, "val_loss": 5.0 - step / 100} for step in (0, 60, 120, 300)]
+    standing = made_up(
+        {"muon": [None], "k": [None]}, extra_records=[record(arm, 0, 2.0, curve=one) for arm in ("muon", "k")]
+    )
+    assert losses(standing) is not None
+    assert early(standing) is None
+
+
+def test_twenty_arms_look_different_also_in_print():
+    standing = made_up({"muon": [4.2], **{f"arm-{i}": [4.1] for i in range(32)}})
+    looks = [paper.look(standing, arm) for arm in standing.snapshot.study.arms]
+    assert len({(look.marker, look.dash) for look in looks[1:]}) == 32
+    assert looks[0].colour not in {look.colour for look in looks[1:]}
+
+
+def contrast(one: str, other: str) -> float:
+    """Contrast ratio of two colours #rrggbb (WCAG 2.2)."""
+
+    def luminance(colour: str) -> float:
+        parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+        linear = [p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    dim, bright = sorted((luminance(one), luminance(other)))
+    return (bright + 0.05) / (dim + 0.05)
+
+
+def test_figures_can_be_read_by_day_and_by_night():
+    for turn in (lambda colour: colour, paper.DARK.__getitem__):
+        for ground in (paper.PAPER, paper.BAND):
+            assert min(contrast(turn(text), turn(ground)) for text in (paper.INK, paper.MUTED)) >= 4.5
+        # Lines and marks: 3, as for any graphical object.
+        assert min(contrast(turn(colour), turn(paper.PAPER)) for colour in paper.ARM_COLOURS) >= 3
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from("MLQCz"), st.lists(st.integers(-99, 99), min_size=6, max_size=6)), max_size=12)
+)
+def test_a_shorter_path_is_the_same_path(commands):
+    sizes = {"M": 2, "L": 2, "Q": 4, "C": 6, "z": 0}
+
+    def read(path: str) -> list[tuple[str, tuple[str, ...]]]:
+        """Every command with its numbers, those that are left out as SVG says."""
+        found, words, letter = [], iter(path.split()), ""
+        for word in words:
+            letter, first = (word, []) if word.isalpha() else ({"M": "L"}.get(letter, letter), [word])
+            found.append((letter, (*first, *itertools.islice(words, sizes[letter] - len(first)))))
+        return found
+
+    whole = " ".join(" ".join([letter, *map(str, numbers[: sizes[letter]])]) for letter, numbers in commands)
+    assert read(paper.compact(whole)) == read(whole)
+
+
+@pytest.mark.slow
+def test_twenty_arms_and_twenty_seeds_are_drawn_in_time(tmp_path):
+    runs = [4.2 + 0.01 * math.sin(i) for i in range(20)]
+    arms = {
+        "muon": runs,
+        **{f"arm-{k}": [r + 0.002 * k * math.cos(k * i) for i, r in enumerate(runs)] for k in range(19)},
+    }
+    standing = made_up(arms, decision={"n_max": 20}, series={arm: partial(measured, 1.0) for arm in arms})
+    started = time.process_time()
+    write_report(standing, tmp_path)
+    assert time.process_time() - started < 30
+
+
 def test_a_mean_is_never_over_survivors():
-    assert figures._mean([{1: 2.0, 2: 3.0, 3: 9.0}, {1: 4.0, 2: 5.0}]) == {1: 3.0, 2: 4.0}
+    assert lines.mean([{1: 2.0, 2: 3.0, 3: 9.0}, {1: 4.0, 2: 5.0}]) == {1: 3.0, 2: 4.0}
 
 
 @given(
@@ -232,7 +372,7 @@ def test_a_mean_is_never_over_survivors():
     st.floats(1, 15),
 )
 def test_labels_keep_apart_and_in_order(wanted, gap):
-    placed = figures.spread(wanted, gap, 0.0, 200.0)
+    placed = labels.spread(wanted, gap, 0.0, 200.0)
     order = sorted(range(len(wanted)), key=lambda i: wanted[i])
     along = [placed[i] for i in order]
     assert all(b - a >= gap - 1e-6 for a, b in itertools.pairwise(along))
@@ -245,7 +385,7 @@ def test_labels_keep_apart_and_in_order(wanted, gap):
 
 @given(st.lists(st.text(alphabet="ab", min_size=1, max_size=40), min_size=1, max_size=6, unique=True))
 def test_short_names_stay_apart(names):
-    short = figures.short_names(names, 12)
+    short = labels.short_names(names, 12)
     assert len(set(short.values())) == len(names)
     assert all(len(text) <= 12 for text in short.values())
 

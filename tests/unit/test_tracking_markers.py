@@ -1,6 +1,8 @@
 """What MLflow lacks is known from files alone, and addresses are shown without what is secret in them."""
 
+import hashlib
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -9,11 +11,17 @@ import pytest
 
 from muonlab.tracking import pending, sync_once, tracking_uri
 from muonlab.tracking.markers import (
+    FORM,
     AttemptMarker,
+    LedgerMarker,
     ReportMarker,
     attempt_marker,
+    forget,
+    ledger_marker,
     report_content,
     report_marker,
+    running_attempts,
+    unsynced_ledger,
     unsynced_reports,
     without_credentials,
     write_marker,
@@ -29,9 +37,11 @@ def synced_attempt(main: Path, points: int = 2) -> Path:
     folder = main / "scratch" / "d" / "attempts" / "1"
     folder.mkdir(parents=True)
     (main / "mlflow.db").touch()
-    (folder / "start.json").write_text("{}")
+    (folder / "start.json").write_text(
+        json.dumps({"pid": os.getpid(), "record": {"started_at": "2100-01-01T00:00:00Z"}})
+    )
     (folder / "curve.jsonl").write_text('{"step": 1}\n' * points)
-    write_marker(attempt_marker(folder), AttemptMarker(uri=tracking_uri(main), run_id="r", points=points))
+    write_marker(attempt_marker(folder), AttemptMarker(uri=tracking_uri(main), run_id="r", form=FORM, points=points))
     return folder
 
 
@@ -62,7 +72,13 @@ def test_nothing_is_pending_when_the_markers_say_so(tmp_path):
     assert not pending(tmp_path)
 
 
-@pytest.mark.parametrize("change", ["point", "record", "marker gone", "marker cut", "store gone", "other store"])
+@pytest.mark.parametrize(
+    "change",
+    [
+        *("point", "record", "marker gone", "marker cut", "store gone", "other store", "reading", "earlier form"),
+        *("dead", "unreadable start", "forgotten"),
+    ],
+)
 def test_pending_after(tmp_path, monkeypatch, change):
     folder = synced_attempt(tmp_path)
     if change == "point":
@@ -79,9 +95,48 @@ def test_pending_after(tmp_path, monkeypatch, change):
         attempt_marker(folder).write_text('{"uri": "sql')
     elif change == "store gone":
         (tmp_path / "mlflow.db").unlink()
+    elif change == "reading":
+        (folder / "system.jsonl").write_text('{"seconds": 60}\n')
+    elif change == "earlier form":
+        write_marker(attempt_marker(folder), AttemptMarker(uri=tracking_uri(tmp_path), run_id="r", points=2, done=True))
+    elif change == "dead":
+        (folder / "start.json").write_text('{"pid": 1, "record": {"started_at": "1971-01-01T00:00:00Z"}}')
+    elif change == "unreadable start":
+        (folder / "start.json").write_text("{")
+        assert list(running_attempts(tmp_path)) == []
+    elif change == "forgotten":
+        forget(tmp_path)
     elif change == "other store":
         monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://host")
     assert pending(tmp_path)
+
+
+def test_a_closed_attempt_is_not_pending_until_its_record_is_there(tmp_path):
+    folder = synced_attempt(tmp_path)
+    (folder / "start.json").write_text('{"pid": 1, "record": {"started_at": "1971-01-01T00:00:00Z"}}')
+    marker = AttemptMarker(uri=tracking_uri(tmp_path), run_id="r", form=FORM, points=2, closed=True)
+    write_marker(attempt_marker(folder), marker)
+    assert not pending(tmp_path)
+    (folder / "record.json").write_text("{}")
+    assert pending(tmp_path)
+
+
+def test_of_the_ledger_the_lines_after_the_marker_are_left_unless_it_was_rewritten(tmp_path):
+    uri, path = tracking_uri(tmp_path), tmp_path / "experiments" / "ledger.jsonl"
+    assert unsynced_ledger(tmp_path, uri).lines == []
+    path.parent.mkdir()
+    path.write_bytes(b"one\ntwo\nthr")
+    (tmp_path / "mlflow.db").touch()
+    assert unsynced_ledger(tmp_path, uri) == (b"", [b"one\n", b"two\n"]), "the last line is not whole"
+    ledger_marker(tmp_path).parent.mkdir()
+    write_marker(ledger_marker(tmp_path), LedgerMarker(uri=uri, size=4, sha256=hashlib.sha256(b"one\n").hexdigest()))
+    assert unsynced_ledger(tmp_path, uri) == (b"one\n", [b"two\n"])
+    assert unsynced_ledger(tmp_path, "http://host").before == b""
+    path.write_bytes(b"ONE\ntwo\n")
+    assert unsynced_ledger(tmp_path, uri) == (b"", [b"ONE\n", b"two\n"])
+    path.write_bytes(b"one\ntwo\n")
+    (tmp_path / "mlflow.db").unlink()
+    assert unsynced_ledger(tmp_path, uri).before == b""
 
 
 def test_a_report_is_pending_until_this_version_of_it_is_logged(tmp_path):

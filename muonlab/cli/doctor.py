@@ -1,0 +1,40 @@
+"""`muon doctor` and `muon setup`: what is here, what is missing, and the command that mends it."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+
+from muonlab.cli.options import json_option, say
+
+
+@click.command()
+@click.option("--fix", is_flag=True, help="Run the commands that need no decision of yours, and look again.")
+@json_option
+def doctor(fix: bool, as_json: bool) -> None:
+    """Look at this machine and this clone: can studies run here, how fast, and what is missing?
+
+    Python, packages, torch build, GPU, disk, git, DVC and its remote, MLflow's store, data, and the time a step of
+    the tiny model takes, measured. Exits with 0 when studies can run, else with 1.
+    """
+    _examine(fix, as_json)
+
+
+@click.command()
+@json_option
+def setup(as_json: bool) -> None:
+    """Mend what is missing, and look again: the same as `muon doctor --fix`."""
+    _examine(True, as_json)
+
+
+def _examine(fix: bool, as_json: bool) -> None:
+    from muonlab.pipeline.doctor import examine, mend
+    from muonlab.pipeline.layout import Layout
+
+    layout = Layout.find()
+    found = examine(layout)
+    if fix:
+        found = mend(layout, found, lambda text: click.echo(text, err=True))
+    say(found, as_json)
+    sys.exit(found.exit_code)

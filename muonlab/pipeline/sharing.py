@@ -1,0 +1,137 @@
+"""What others get of the runs made here: records by git, outputs by DVC's remote.
+
+A commit holds what a verdict rests on and what says it: ledger, registrations, results of tuning, lock files, reports.
+Never weights, data or scratch files, which are DVC's or nobody's: paths are taken from a list, not left out by one.
+"""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterator
+from fnmatch import fnmatch
+
+from muonlab.pipeline import doors
+from muonlab.pipeline.answer import Answer
+from muonlab.pipeline.cells import CURRENT
+from muonlab.pipeline.layout import Layout
+from muonlab.pipeline.resolve import load_params, load_study
+from muonlab.registry.errors import IntegrityError, UsageError, unknown_name
+from muonlab.reporting.wording import count
+
+LEDGER = "experiments/ledger.jsonl"
+SHARED = (
+    LEDGER,
+    "experiments/*/registration.json",
+    "experiments/*/results.csv",
+    "experiments/*/dvc.lock",
+    "data/dvc.lock",
+    "dvc.lock",
+    "reports/README.md",
+    *(f"reports/*/{name}" for name in ("report.md", "report.html", "*.json", "*.jsonl")),
+    *(f"reports/*/figures/*.{suffix}" for suffix in ("svg", "csv")),
+)
+"""What `muon commit` takes, one level a `*`."""
+
+
+class Committed(Answer):
+    """What `muon commit` has committed, or would."""
+
+    files: list[str]
+    """Paths in the repository."""
+    commit: str | None
+    """Null for a dry run, and where there was nothing to commit."""
+
+    def lines(self) -> Iterator[str]:
+        """The files, then the commit."""
+        yield from self.files
+        if not self.files:
+            yield "Nothing to commit: ledger, registrations, lock files and reports are as in the last commit."
+        elif self.commit is None:
+            yield f"{count(len(self.files), 'file')} would be committed."
+        else:
+            yield f"{count(len(self.files), 'file')} committed as {self.commit[:12]}."
+
+
+def commit_results(layout: Layout, message: str, *, dry_run: bool = False) -> Committed:
+    """Commit the changed files of `SHARED`, and nothing that is staged besides.
+
+    Raises UsageError without a message, outside git, or where git refuses; IntegrityError where committed lines of the
+    ledger would be taken out.
+    """
+    if not message.strip():
+        raise UsageError("muon commit: the message is empty; say in a sentence what was run, or what came out.")
+    files = [path for path in _changed(layout) if _is_shared(path)]
+    if LEDGER in files:
+        _refuse_lost_lines(layout)
+    if dry_run or not files:
+        return Committed(files=files, commit=None)
+    _git(layout, "add", "--all", "--", *files)
+    _git(layout, "commit", "--quiet", "--message", message, "--only", "--", *files)
+    return Committed(files=files, commit=_git(layout, "rev-parse", "HEAD").strip())
+
+
+def _is_shared(path: str) -> bool:
+    # The report on the one cell of params.yaml is rewritten by every `dvc exp run`, which keeps it in its own refs.
+    return not path.startswith(f"reports/{CURRENT}/") and any(_matches(path, pattern) for pattern in SHARED)
+
+
+def _matches(path: str, pattern: str) -> bool:
+    parts, wanted = path.split("/"), pattern.split("/")
+    return len(parts) == len(wanted) and all(fnmatch(part, want) for part, want in zip(parts, wanted, strict=True))
+
+
+def _changed(layout: Layout) -> list[str]:
+    # --no-renames: a renamed file is one path gone and one that is new.
+    shown = _git(layout, "status", "--porcelain", "-z", "--no-renames", "--untracked-files=all", "--", ".")
+    prefix = _git(layout, "rev-parse", "--show-prefix").strip()
+    return sorted(entry[3:].removeprefix(prefix) for entry in shown.split("\0") if entry)
+
+
+def _refuse_lost_lines(layout: Layout) -> None:
+    changes = _git(layout, "diff", "--numstat", "HEAD", "--", LEDGER).split()
+    if changes and changes[1] != "0":
+        raise IntegrityError(
+            f"{LEDGER}: {count(int(changes[1]), 'committed line')} of it would be taken out or changed, and the ledger "
+            f"only grows; `muon study status` puts lines back, and `git diff {LEDGER}` shows edited ones."
+        )
+
+
+def _git(layout: Layout, *arguments: str) -> str:
+    done = subprocess.run(["git", *arguments], cwd=layout.main, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        said = (done.stderr or done.stdout).strip().splitlines()
+        raise UsageError(f"`git {arguments[0]}` failed: {said[-1] if said else f'exit {done.returncode}'}")
+    return done.stdout
+
+
+def download(layout: Layout, cell: str) -> str:
+    """Bring a cell's outputs back from DVC's default remote; return their folder in the repository.
+
+    `cell` is `<arm>-<seed>` of the study that params.yaml names, or `<study>/<arm>-<seed>`. Raises UsageError for a
+    cell that no grid holds, without a remote, and where the last commit's lock file does not name the outputs.
+    """
+    from dvc.config import Config
+
+    slug, _, key = cell.rpartition("/")
+    study = load_study(layout, slug or load_params(layout.params).study)
+    if study.kind == "tuning" or study.provenance == "reported":
+        raise UsageError(f"experiments/{study.slug}: DVC keeps outputs of comparisons that were run, and of this none.")
+    keys = [f"{arm}-{seed}" for arm in study.arms for seed in study.seeds]
+    if key not in keys:
+        raise unknown_name(f"experiments/{study.slug}", "cell", key, keys)
+    if not Config(str(layout.root / ".dvc"))["remote"]:
+        raise UsageError(
+            f"{study.slug}/{key}: no DVC remote is declared, so that there is nowhere to download from; "
+            "`dvc remote add -d NAME ADDRESS` declares one (a folder, ssh, s3), and `muon study run` trains it here."
+        )
+    doors.write_grid(layout, study)
+    doors.make_folders(layout, study)
+    doors.set_open_studies(layout, sorted({*doors.open_studies(layout), study.slug}))
+    doors.dvc(layout, "pull", f"experiments/{study.slug}/dvc.yaml:train@{key}")
+    folder = layout.runs(study.slug) / key
+    if not (folder / "train.json").exists():
+        raise UsageError(
+            f"{study.slug}/{key}: the lock file experiments/{study.slug}/dvc.lock does not name its outputs; it is "
+            "committed by who has run the study (`muon commit`), and `git pull` brings it."
+        )
+    return folder.relative_to(layout.root).as_posix()

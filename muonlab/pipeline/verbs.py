@@ -1,0 +1,127 @@
+"""From the verbs `baseline`, `nolah` and `pretrain` to the `dvc exp run -S ...` that each stands for.
+
+    an option of the optimizer -> optimizers.<name>.<option>
+    steps                      -> workloads.<workload>.settings.steps
+    seed, workload             -> seed, workload
+
+A key that params.yaml does not name takes a `+`, as DVC's overrides want it. What the line would make of params.yaml is
+checked first: DVC writes its values into the file before any stage could refuse them.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from muonlab.pipeline.declare import declared_params
+from muonlab.pipeline.doors import dvc_environment
+from muonlab.pipeline.layout import Layout
+from muonlab.pipeline.resolve import load_params
+from muonlab.registry.errors import unknown_name
+from muonlab.registry.settings import Params
+from muonlab.registry.yamlfile import read_yaml
+
+Value = str | int | float | bool
+
+
+def overrides(
+    layout: Layout,
+    arm: str,
+    options: dict[str, Value],
+    *,
+    steps: int | None,
+    seed: int,
+    workload: str | None,
+) -> dict[str, Value]:
+    """Dotted key of params.yaml -> value: the cell that is wanted, as `dvc exp run -S` takes it.
+
+    Steps that are too few for the workload's warm-up or evaluations shorten these too: the warm-up to its share of the
+    steps, the evaluations to the last step. Raises UsageError for a cell that could not be trained.
+    """
+    params = load_params(layout.params)
+    if arm not in params.optimizers:
+        raise unknown_name("params.yaml: optimizers", "optimizer", arm, params.optimizers)
+    name = workload or params.workload
+    if name not in params.workloads:
+        raise unknown_name("--workload", "workload", name, params.workloads)
+    wanted: dict[str, Value] = {"optimizer": arm, "seed": seed}
+    if workload is not None:
+        wanted["workload"] = workload
+    wanted |= {f"optimizers.{arm}.{key}": value for key, value in options.items()}
+    if steps is not None:
+        settings, at = params.workloads[name].settings, f"workloads.{name}.settings"
+        wanted[f"{at}.steps"] = steps
+        if settings.warmup_steps >= steps:
+            wanted[f"{at}.warmup_steps"] = settings.warmup_steps * steps // settings.steps
+        if settings.eval_every > steps:
+            wanted[f"{at}.eval_every"] = steps
+    _check(layout, wanted)
+    return wanted
+
+
+def _check(layout: Layout, wanted: dict[str, Value]) -> None:
+    content = read_yaml(layout.params, where=layout.params.name)
+    for key, value in wanted.items():
+        *folders, last = key.split(".")
+        place: Any = content
+        for folder in folders:
+            place = place[folder]
+        place[last] = value
+    with tempfile.TemporaryDirectory() as folder:
+        tried = Path(folder) / layout.params.name
+        tried.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
+        load_params(tried)
+
+
+def exp_run(layout: Layout, wanted: dict[str, Value]) -> list[str]:
+    """The arguments of `dvc` that run the cell."""
+    content = read_yaml(layout.params, where=layout.params.name)
+    settings = []
+    for key, value in wanted.items():
+        new = "" if _holds(content, key.split(".")) else "+"
+        settings += ["-S", f"{new}{key}={_spell(value)}"]
+    return ["exp", "run", *settings]
+
+
+def _holds(content: Any, parts: list[str]) -> bool:
+    return not parts or (isinstance(content, dict) and parts[0] in content and _holds(content[parts[0]], parts[1:]))
+
+
+def _spell(value: Value) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def leftovers(layout: Layout, wanted: dict[str, Value]) -> list[str]:
+    """Keys of the cell that are not asked for and read otherwise in params.yaml than in the last commit."""
+    here, committed = load_params(layout.params), declared_params(layout)
+    arm, workload = str(wanted["optimizer"]), str(wanted.get("workload", here.workload))
+    ours, theirs = _cell_keys(here, arm, workload), _cell_keys(committed, arm, workload)
+    return sorted(key for key in ours | theirs if key not in wanted and ours.get(key) != theirs.get(key))
+
+
+def _cell_keys(params: Params, arm: str, workload: str) -> dict[str, Any]:
+    """Dotted key -> value of all that a cell reads in params.yaml, but for its seed."""
+    entry = params.workloads.get(workload)
+    places: dict[str, dict[str, Any]] = {f"optimizers.{arm}": params.optimizers.get(arm, {})}
+    if entry is not None:
+        places[f"workloads.{workload}.settings"] = entry.settings.model_dump(mode="json")
+        places[f"workloads.{workload}.tuned.{arm}"] = entry.tuned.get(arm, {})
+    return {f"{place}.{key}": value for place, found in places.items() for key, value in found.items()}
+
+
+def run_dvc(layout: Layout, arguments: list[str]) -> None:
+    """Become dvc: its output, its exit code and its interrupts are the command's own."""
+    os.chdir(layout.root)
+    environment = dvc_environment(layout)
+    os.execve(sys.executable, [sys.executable, "-m", "dvc", *arguments], environment)  # noqa: S606 - no shell is wanted
+
+
+def spoken(arguments: list[str]) -> str:
+    """The line as a person types it."""
+    return shlex.join(["dvc", *arguments])
