@@ -143,20 +143,26 @@ def described(standing: Standing) -> tuple[Block, ...]:
 
 
 def evidence(standing: Standing, drawn: Sequence[str]) -> tuple[Block, ...]:
-    """The evidence as it grew, and the curves behind it."""
-    pictures = pictures_of(drawn, "evidence", "differences", "losses", "early", "finish")
+    """The evidence as it grew."""
+    pictures = pictures_of(drawn, "evidence")
     if not pictures:
         return ()
-    study = standing.snapshot.study
-    assert study.decision is not None
-    baseline = study.baseline
+    decision = standing.snapshot.study.decision
+    assert decision is not None
+    text = "E after each pair, in the order of the seeds, against the thresholds that it has to pass."
+    if decision.plan != "sequential":
+        text += f" The plan looks once, at {decision.plan.fixed} pairs, and decides by t: E is shown for information."
+    return (*pictures, Paragraph(text))
+
+
+def curves(standing: Standing, drawn: Sequence[str]) -> tuple[Block, ...]:
+    """The loss curves behind the differences."""
+    pictures = pictures_of(drawn, "losses", "early", "finish", "differences")
+    if not pictures:
+        return ()
     text = (
         "A faint line is one run (or one seed's pair), a thick line the mean of an arm, drawn as far as all its runs "
-        f"go on (a cross: one of them diverged there). Up is better than {baseline} in the differences; the shaded "
-        "zone is where the early guardrail looks."
+        f"go on (a cross: one of them diverged there). Up is better than {standing.snapshot.study.baseline} in the "
+        "differences; the shaded zone is where the early guardrail looks."
     )
-    if study.decision.plan != "sequential":
-        text += (
-            f" The plan looks once, at {study.decision.plan.fixed} pairs, and decides by t: E is shown for information."
-        )
     return (*pictures, Paragraph(text))

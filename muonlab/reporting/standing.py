@@ -213,7 +213,7 @@ def judge(snapshot: Snapshot, evaluations: Sequence[Evaluation]) -> Standing:
     undeclared = _undeclared(snapshot, tried)
     decided = decide_family([samples[a] for a in study.challengers], rule, undeclared=undeclared)
     if study.provenance == "reported":
-        decided = [_by_own_pairs(d, rule) for d in decided]
+        decided = tuple(_by_own_pairs(d, rule) for d in decided)
     decisions = {d.arm: _at_price(d, pair_costs[d.arm]) for d in decided}
     comparisons = []
     for arm in arms:

@@ -379,18 +379,22 @@ def test_the_sections_stand_in_their_order():
     drawn = ("finish", "diagnostics", "early", "losses", "differences", "evidence", "forest", "unknown")
     document = build(standing, pictures=drawn)
     assert [s.title for s in document.sections] == [
-        "Paired differences", "Comparisons", "Reasons", "Evidence and curves", "Early stability", "Speed to target",
-        "Cost", "Diagnostics", "What the models write", "What was declared", "Every run", "Limits of this study",
+        "Paired differences", "Comparisons", "Reasons", "Evidence as it grew", "Loss curves", "Early stability",
+        "Speed to target", "Cost", "Diagnostics", "What the models write", "What was declared", "Every run", "Limits of this study",
         "Provenance",
     ]  # fmt: skip
     placed = [(s.title, block.names) for s in document.sections for block in s.blocks if isinstance(block, Pictures)]
     assert placed == [
         ("Paired differences", ("forest",)),
-        ("Evidence and curves", ("evidence", "differences", "losses", "early", "finish")),
+        ("Evidence as it grew", ("evidence",)),
+        ("Loss curves", ("losses", "early", "finish", "differences")),
         ("Diagnostics", ("diagnostics",)),
     ]
     only_two = build(standing, pictures=("losses", "evidence"))
-    assert [b.names for s in only_two.sections for b in s.blocks if isinstance(b, Pictures)] == [("evidence", "losses")]
+    assert [b.names for s in only_two.sections for b in s.blocks if isinstance(b, Pictures)] == [
+        ("evidence",),
+        ("losses",),
+    ]
 
 
 def test_every_number_comes_again_from_the_saved_standing():
