@@ -148,6 +148,7 @@ def in_place(layout: Layout, study: Study) -> InPlace:
     os.environ.setdefault("DVC_NO_ANALYTICS", "true")
     from dvc.repo import Repo
     from dvc.stage.cache import RunCacheNotFoundError
+    from dvc_data.hashfile.hash_info import HashInfo
 
     # It would say on standard output that it restores, where it is only asked whether it could.
     logging.getLogger("dvc").setLevel(logging.WARNING)
@@ -156,6 +157,9 @@ def in_place(layout: Layout, study: Study) -> InPlace:
         if not stage.changed():
             return True
         stage.save_deps()
+        # Else the outputs in dvc.lock, which may be those of another version, pass for this one's.
+        for out in stage.outs:
+            out.hash_info = HashInfo()
         try:
             repo.stage_cache.restore(stage, dry=True)
         except RunCacheNotFoundError:

@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
+import yaml
 from conftest import STUDY, TOY_PARAMS, TOY_STUDY, Maker, Repository
 
 from muonlab.pipeline import doors
@@ -154,6 +155,26 @@ def test_a_queue_of_experiments_reaches_the_ledger(repository: Repository) -> No
     assert len(repository.attempts()) == 4
 
 
+def test_a_lock_file_of_another_version_hides_no_cell_that_the_run_cache_holds(
+    lived_in: Repository, tmp_path: Path
+) -> None:
+    """As after `git checkout dvc.lock`: what it says of dependencies and outputs is not what was run last."""
+    subprocess.run(["cp", "-a", str(lived_in.root), str(tmp_path / "repository")], check=True)
+    repository = Repository(tmp_path / "repository")
+    repository.git("checkout", "-q", "HEAD", "params.yaml")
+    lock = repository.root / f"experiments/{STUDY}/dvc.lock"
+    content = yaml.safe_load(lock.read_text())
+    for stage in content["stages"].values():
+        for entry in (*stage.get("deps", ()), *stage.get("outs", ())):
+            if "/data/toy" not in entry["path"]:
+                entry["md5"] = entry["md5"][::-1]
+    lock.write_text(yaml.safe_dump(content, sort_keys=False))
+    before = len(repository.attempts())
+    done = repository.muon("study", "run", check=False)
+    assert "4 in place or restored" in done.stderr, done.stderr
+    assert len(repository.attempts()) == before
+
+
 def test_twenty_studies_cost_exp_run_little(lived_in: Repository, tmp_path: Path) -> None:
     """Outside of its stages, `dvc exp run` stays under ten seconds with twenty declared studies."""
     subprocess.run(["cp", "-a", str(lived_in.root), str(tmp_path / "repository")], check=True)
@@ -190,8 +211,6 @@ def test_the_default_grid_file_is_what_its_declaration_makes() -> None:
 
 def test_every_door_runs_the_same_command_on_the_same_paths() -> None:
     """DVC's run cache is keyed by these; one character's difference would train every cell twice."""
-    import yaml
-
     exp = yaml.safe_load((PROJECT / "dvc.yaml").read_text())["stages"]["train"]
     layout = Layout(root=PROJECT, main=PROJECT)
     grid = yaml.safe_load(doors.grid_text(load_study(layout, "001-nolah-vs-muon-tiny")))["stages"]["train"]
@@ -209,7 +228,5 @@ def test_every_door_runs_the_same_command_on_the_same_paths() -> None:
 
 
 def test_toy_params_are_in_the_shape_of_the_real_ones() -> None:
-    import yaml
-
     real = yaml.safe_load((PROJECT / "params.yaml").read_text())
     assert set(real) == set(TOY_PARAMS)
