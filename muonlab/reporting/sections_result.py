@@ -15,6 +15,7 @@ from muonlab.reporting.wording import (
     half_width,
     listed,
     loss_digits,
+    margin_text,
     plain,
     signed,
     worst_pair,
@@ -144,12 +145,16 @@ def described(standing: Standing) -> tuple[Block, ...]:
 
 def evidence(standing: Standing, drawn: Sequence[str]) -> tuple[Block, ...]:
     """The evidence as it grew."""
-    pictures = pictures_of(drawn, "evidence")
+    pictures = pictures_of(drawn, "evidence", "evidence_below")
     if not pictures:
         return ()
     decision = standing.snapshot.study.decision
     assert decision is not None
-    text = "E after each pair, in the order of the seeds, against the thresholds that it has to pass."
+    text = (
+        "E after each pair, in the order of the seeds, and the threshold that establishes a claim. Left: that the arm "
+        f"improves on {standing.snapshot.study.baseline}, which adopting it takes. Right: that it does not by "
+        f"{margin_text(standing)} or more, which archiving it takes."
+    )
     if decision.plan != "sequential":
         text += f" The plan looks once, at {decision.plan.fixed} pairs, and decides by t: E is shown for information."
     return (*pictures, Paragraph(text))

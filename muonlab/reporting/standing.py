@@ -118,7 +118,9 @@ class ArmComparison(Closed):
     decision: Decision | None
     differences: list[PairDifference]
     evidence: list[tuple[int, float]]
-    """(number of pairs, E-value against `effect <= 0`) after each pair."""
+    """(number of pairs, E-value against `effect <= 0`) after each pair: for an improvement."""
+    evidence_below: list[tuple[int, float]] = []
+    """The same against `effect >= min_effect`: for there being none that is worth having."""
     seconds_per_point: CostPerPoint
     """Wall seconds of a pair per percentage point of improvement, for machines without a price."""
     pair_seconds: float
@@ -227,6 +229,7 @@ def judge(snapshot: Snapshot, evaluations: Sequence[Evaluation]) -> Standing:
                 decision=decisions.get(arm),
                 differences=_differences(samples[arm], estimates, rule),
                 evidence=evidence_path(samples[arm], rule),
+                evidence_below=evidence_path(samples[arm], rule, "below_margin"),
                 seconds_per_point=cost_per_point(
                     estimates.rel_diff_pct, estimates.rel_ci95_pct, pair_seconds[arm], unit="s"
                 ),

@@ -12,7 +12,7 @@ Sources: Student (1908) doi:10.2307/2331554; Hedges (1981) doi:10.2307/1164588; 
 doi:10.1007/BF01068419; Clopper and Pearson (1934) doi:10.1093/biomet/26.4.404.
 """
 
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -21,7 +21,7 @@ from muonlab.stats.evidence import Floats, confidence_sequence, e_from_log, firs
 from muonlab.stats.kernel import paired_t
 from muonlab.stats.result import Result
 from muonlab.stats.rule import Rule
-from muonlab.stats.sample import PairedSample, Pairs, moments, pair
+from muonlab.stats.sample import PairedSample, Pairs, margin_of, moments, pair
 
 CONFIDENCE = 0.95
 SEQUENCE_LEVEL = 0.05  # each side: a 90 % confidence sequence
@@ -79,10 +79,21 @@ def describe(sample: PairedSample, rule: Rule) -> Estimates:
     return estimate(pair(sample, rule), sample, rule)
 
 
-def evidence_path(sample: PairedSample, rule: Rule) -> list[tuple[int, float]]:
-    """(n, E) against "effect <= 0" after each pair in seed order: E as it was at every look."""
-    d = pair(sample, rule).d
-    return [(n, e_from_log(log_e_value(n, *moments(d[:n]), rule.g))) for n in range(1, d.size + 1)]
+def evidence_path(
+    sample: PairedSample, rule: Rule, claim: Literal["improves", "below_margin"] = "improves"
+) -> list[tuple[int, float]]:
+    """(n, E) after each pair in seed order, as it was at every look.
+
+    E against "effect <= 0", or, for `below_margin`, against "effect >= the smallest effect worth having".
+    """
+    pairs = pair(sample, rule)
+
+    def at(n: int) -> float:
+        mean, ss = moments(pairs.d[:n])
+        margin = margin_of(rule, pairs.baseline[:n], pairs.baseline_diverged[:n])
+        return e_from_log(log_e_value(n, mean if claim == "improves" else margin - mean, ss, rule.g))
+
+    return [(n, at(n)) for n in range(1, pairs.n + 1)]
 
 
 def estimate(pairs: Pairs, sample: PairedSample, rule: Rule) -> Estimates:

@@ -236,7 +236,7 @@ def pair(sample: PairedSample, rule: Rule) -> Pairs:
         challenger=challenger,
         baseline_diverged=baseline_diverged,
         challenger_diverged=challenger_diverged,
-        margin=_margin(rule, baseline, baseline_diverged),
+        margin=margin_of(rule, baseline, baseline_diverged),
         unpaired_seeds=unpaired,
         unused_seeds=unused,
         invalid=tuple(invalid),
@@ -281,7 +281,7 @@ def _suspect(arm: str, baseline: Floats, challenger: Floats, both_diverged: NDAr
     return []
 
 
-def _margin(rule: Rule, baseline: Floats, diverged: NDArray[np.bool_]) -> float:
+def margin_of(rule: Rule, baseline: Floats, diverged: NDArray[np.bool_]) -> float:
     """min_effect in nats/token. A percentage is taken of the runs that converged: divergence must not widen
     it."""
     if rule.min_effect_unit == "nats":

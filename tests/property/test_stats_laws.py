@@ -215,6 +215,19 @@ def test_every_result_is_json_with_a_reason_for_each_null(sample, margin):
 
 @EXAMPLES
 @given(samples())
+def test_the_evidence_path_below_the_margin_ends_where_the_decision_does(sample):
+    for declared in (rule(), rule(min_effect=0.5, min_effect_unit="percent")):
+        paired = PairedSample.of("arm", *sample)
+        path = evidence_path(paired, declared, "below_margin")
+        decision = decide(paired, declared)
+        if decision.e_below_margin is not None:
+            assert path[-1] == (len(sample[0]), decision.e_below_margin)
+        shorter = PairedSample.of("arm", sample[0][:-1], sample[1][:-1])
+        assert evidence_path(shorter, declared, "below_margin") == path[:-1]
+
+
+@EXAMPLES
+@given(samples())
 def test_the_evidence_path_is_what_each_look_saw(sample):
     path = evidence_path(PairedSample.of("arm", *sample), rule())
     assert [n for n, _ in path] == list(range(1, len(sample[0]) + 1))

@@ -376,7 +376,17 @@ def test_the_sections_stand_in_their_order():
     standing = made_up(
         {"muon": BASELINE, "nolah": NOLAH}, samples={"muon": "x", "nolah": "y"}, series={"nolah": measures(1.0)}
     )
-    drawn = ("finish", "diagnostics", "early", "losses", "differences", "evidence", "forest", "unknown")
+    drawn = (
+        "finish",
+        "diagnostics",
+        "early",
+        "losses",
+        "differences",
+        "evidence_below",
+        "evidence",
+        "forest",
+        "unknown",
+    )
     document = build(standing, pictures=drawn)
     assert [s.title for s in document.sections] == [
         "Paired differences", "Comparisons", "Reasons", "Evidence as it grew", "Loss curves", "Early stability",
@@ -386,7 +396,7 @@ def test_the_sections_stand_in_their_order():
     placed = [(s.title, block.names) for s in document.sections for block in s.blocks if isinstance(block, Pictures)]
     assert placed == [
         ("Paired differences", ("forest",)),
-        ("Evidence as it grew", ("evidence",)),
+        ("Evidence as it grew", ("evidence", "evidence_below")),
         ("Loss curves", ("losses", "early", "finish", "differences")),
         ("Diagnostics", ("diagnostics",)),
     ]

@@ -156,7 +156,7 @@ def test_markdown_holds_no_markup_of_others(rendered):
 
 
 def figure_names() -> list[str]:
-    return ["forest", "evidence", "differences", "losses", "early", "finish", "diagnostics"]
+    return ["forest", "evidence", "evidence_below", "differences", "losses", "early", "finish", "diagnostics"]
 
 
 def test_html_is_self_contained_and_inert(rendered):

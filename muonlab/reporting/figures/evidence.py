@@ -1,6 +1,12 @@
-"""The evidence as it grew: E-value against "effect <= 0" by number of pairs, and the thresholds of the plan."""
+"""The evidence as it grew: E-values by number of pairs, and the thresholds of the plan.
+
+One figure against "effect <= 0", which a GO needs, one against "effect >= min_effect", which a NO_GO or an
+EQUIVALENT needs.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 from muonlab.reporting.figures.labels import name_lines, panel, power_of_ten
 from muonlab.reporting.figures.lines import draw_mean
@@ -9,10 +15,24 @@ from muonlab.reporting.standing import Standing
 
 
 def evidence(standing: Standing) -> str | None:
-    """The figure, or None without a pair; a plan that looks once has no thresholds to show."""
+    """Evidence for an improvement; None without a pair. A plan that looks once has no thresholds to show."""
+    paths = {c.arm: c.evidence for c in standing.comparisons if c.evidence}
+    levels = [c.decision.level_improves for c in standing.decided if c.decision]
+    return _drawn(standing, paths, levels, "E for an improvement")
+
+
+def evidence_below(standing: Standing) -> str | None:
+    """Evidence that there is no improvement worth having; None without a pair."""
+    paths = {c.arm: c.evidence_below for c in standing.comparisons if c.evidence_below}
+    levels = [c.decision.level_below_margin for c in standing.decided if c.decision]
+    return _drawn(standing, paths, levels, "E for none worth having")
+
+
+def _drawn(
+    standing: Standing, paths: dict[str, list[tuple[int, float]]], levels: Sequence[float], label: str
+) -> str | None:
     from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
-    paths = {c.arm: c.evidence for c in standing.comparisons if c.evidence}
     if not paths:
         return None
     with styled():
@@ -23,7 +43,7 @@ def evidence(standing: Standing) -> str | None:
         values = [e for path in paths.values() for _, e in path]
         study = standing.snapshot.study
         assert study.decision is not None
-        limits = sorted({1 / c.decision.level_improves for c in standing.decided if c.decision})
+        limits = sorted({1 / level for level in levels})
         sequential = study.decision.plan == "sequential"
         if sequential:
             for limit in limits:
@@ -47,6 +67,6 @@ def evidence(standing: Standing) -> str | None:
         axes.yaxis.set_minor_locator(NullLocator())
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: power_of_ten(value)))
         axes.set_xlabel("pairs of runs")
-        axes.set_ylabel("E-value against no improvement")
+        axes.set_ylabel(label)
         name_lines(figure, axes, standing, ends)
         return to_svg(figure)
