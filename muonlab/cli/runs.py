@@ -62,8 +62,8 @@ def commit(message: str, dry_run: bool, as_json: bool) -> None:
 def download(cell: str) -> None:
     """Bring a run's outputs (record, curve, weights) here from the DVC remote.
 
-    Without a study, the cell is one of the study that params.yaml names. Whoever ran it has pushed (`dvc push`) and
-    committed its lock file (`muon commit`).
+    Without a study, the cell is one of the study that params.yaml names. Whoever ran it has pushed (`dvc push`, while
+    the study was open: after its run, before that of another) and committed its lock file (`muon commit`).
     """
     from muonlab.pipeline.layout import Layout
     from muonlab.pipeline.sharing import download as bring

@@ -177,9 +177,8 @@ def _gpu() -> Check:
 def _disk(layout: Layout) -> Check:
     free = shutil.disk_usage(layout.main).free / 1e9
     state: State = "problem" if free < LEAST_GB else "note" if free < LITTLE_GB else "ok"
-    # The cache holds the cells of closed studies too: -w alone would forget them.
-    fix = "dvc gc --workspace --all-commits" if state != "ok" else None
-    return Check(name="disk", state=state, found=f"{free:.1f} GB free at {layout.main}", fix=fix)
+    # No command is named: `dvc gc` reads .dvcignore and deletes the cells of every study that is closed.
+    return Check(name="disk", state=state, found=f"{free:.1f} GB free at {layout.main}")
 
 
 def _git(layout: Layout) -> Check:

@@ -104,8 +104,8 @@ def reported_snapshot(layout: Layout, study: Study, *, judged_by: str) -> Snapsh
     curves = _rows(folder / CURVES, CurveRow, study)
     judged = {arm: _one_run(study, finals, arm) for arm in study.arms}
     for name, rows in ((FINALS, finals), (CURVES, curves)):
-        if extra := sorted({row.arm for row in rows if row.study == study.workload} - set(judged)):
-            raise unknown_name(f"experiments/{study.slug}/{name}: {study.workload}", "arm", extra[0], study.arms)
+        if extra := sorted({row.arm for row in rows} - set(judged)):
+            raise unknown_name(f"experiments/{study.slug}/{name}", "arm", extra[0], study.arms)
     points = {arm: _points(study, curves, arm) for arm in study.arms}
     # A step that one arm has approximately would be a missing evaluation of that arm.
     measured = set.intersection(*({p.step for p in own if not p.approximate} for own in points.values()))
@@ -144,9 +144,11 @@ def _rows(path: Path, kind: type[Row], study: Study) -> list[Row]:
     if reader.fieldnames != columns:
         raise UsageError(f"{where}: found the columns {reader.fieldnames}; they should be {columns}.")
     assert study.reported is not None
-    rows = []
+    rows: list[Row] = []
     for number, line in lines:
         at = f"{where} line {number}"
+        if None in line:
+            raise UsageError(f"{at}: found more than {len(columns)} cells; quote a cell that holds a comma.")
         try:
             row = kind.model_validate(line)
         except ValidationError as error:
@@ -165,8 +167,18 @@ def _rows(path: Path, kind: type[Row], study: Study) -> list[Row]:
                 f"{at}: steps_to_plateau is {plateau}, but {row.study} is declared with an evaluation every "
                 f"{setting.eval_every} of {setting.steps} steps; a plateau is first seen at one of them."
             )
+        if isinstance(row, FinalRow) and any(_setting(row) == _setting(other) for other in rows):
+            raise UsageError(
+                f"{at}: {row.arm} {row.config or 'without options'} stands twice in {row.study}; a reported study "
+                "takes one run a setting, since no seed tells which of several are a pair (with seeds: `muon compare`)."
+            )
         rows.append(row)
     return rows
+
+
+def _setting(row: FinalRow | CurveRow) -> tuple[object, ...]:
+    assert isinstance(row, FinalRow)
+    return (row.study, row.arm, row.options)
 
 
 def _one_run(study: Study, finals: Sequence[FinalRow], arm: str) -> FinalRow:
@@ -215,7 +227,7 @@ def _record(study: Study, row: FinalRow, curve: Sequence[CurveRow], measured: Se
         started_at=NOT_RECORDED,
         resumed_from_step=0,
         val_loss=row.final_val_loss,
-        perplexity=end[0].perplexity if end else None,
+        perplexity=math.exp(row.final_val_loss),
         final_step=row.steps,
         tokens=0,
         wall_seconds=60 * row.wall_minutes,
@@ -258,6 +270,10 @@ def _described(
             base = [row for row in finals if (row.study, row.arm) == (name, study.baseline)]
             runs = [row for row in finals if (row.study, row.arm) == (name, arm)]
             if len(base) != 1 or not runs:
+                yield (
+                    f"{name}: not described for {arm}, since it holds {count(len(base), 'run')} of {study.baseline} "
+                    f"and {count(len(runs), 'run')} of {arm}"
+                )
                 continue
             yield f"{name}, one run each: {'; '.join(_difference(base[0], run, several=len(runs) > 1) for run in runs)}"
             if len(runs) > 1:
@@ -320,7 +336,9 @@ def _plateau(name: str, baseline: FinalRow, run: FinalRow, grid: int) -> Iterato
     if speed.grid_saved_pct is not None:
         low, high = speed.grid_saved_pct
         left = f"anything from above {low:.0f}% to {high:.0f}% fits"
+    saved = speed.steps_saved_pct or 0.0
+    steps_saved = f"{abs(saved):.0f}% {'of the steps saved' if saved >= 0 else 'more steps'}"
     yield (
         f"{name}: {baseline.arm} was on its plateau at step {slow} and {run.arm} at step {fast}, that is "
-        f"{speed.steps_saved_pct:.0f}% of the steps saved; it was evaluated every {grid} steps, so that {left}"
+        f"{steps_saved}; it was evaluated every {grid} steps, so that {left}"
     )

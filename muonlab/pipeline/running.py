@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from filelock import FileLock, Timeout
+from pydantic import ValidationError
 
 from muonlab.pipeline.answer import Answer, Facts
 from muonlab.pipeline.attempts import CellScratch, Purpose, read_progress
@@ -277,7 +278,10 @@ def find_log(layout: Layout, cell: str | None) -> Log:
 def _logs(layout: Layout) -> Iterator[tuple[list[str], Log]]:
     """Every run on this machine under the names that it is called by."""
     for path in sorted((layout.root / "runs").glob("*/*/curve.csv")):
-        record = read_record(path.parent)
+        try:
+            record = read_record(path.parent)
+        except ValidationError:
+            record = None  # a damaged record costs its run nothing but the name in it
         place, key = path.parent.parent.name, path.parent.name
         if record is not None:
             key = f"{record.arm}-{record.seed}"
@@ -285,7 +289,10 @@ def _logs(layout: Layout) -> Iterator[tuple[list[str], Log]]:
     for scratch in _scratches(layout):
         for folder in scratch.attempt_folders():
             if (folder / "start.json").exists() and (folder / "curve.jsonl").exists():
-                start = _json(folder / "start.json")["record"]
+                try:
+                    start = _json(folder / "start.json")["record"]
+                except json.JSONDecodeError:
+                    continue  # cut short by a power cut: nothing says whose attempt it was
                 key, place = f"{start['arm']}-{start['seed']}", start["study"] or CURRENT
                 title = f"{place}/{key}, attempt {start['attempt']}"
                 yield [key, f"{place}/{key}"], Log(title, folder / "curve.jsonl", scratch)

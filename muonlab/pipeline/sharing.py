@@ -65,7 +65,9 @@ def commit_results(layout: Layout, message: str, *, dry_run: bool = False) -> Co
         _refuse_lost_lines(layout)
     if dry_run or not files:
         return Committed(files=files, commit=None)
-    _git(layout, "add", "--all", "--", *files)
+    # What was removed by `git rm` is staged already, and unknown to `git add`.
+    if present := [path for path in files if (layout.main / path).exists() or _git(layout, "ls-files", "--", path)]:
+        _git(layout, "add", "--all", "--", *present)
     _git(layout, "commit", "--quiet", "--message", message, "--only", "--", *files)
     return Committed(files=files, commit=_git(layout, "rev-parse", "HEAD").strip())
 
@@ -90,8 +92,9 @@ def _changed(layout: Layout) -> list[str]:
 def _refuse_lost_lines(layout: Layout) -> None:
     changes = _git(layout, "diff", "--numstat", "HEAD", "--", LEDGER).split()
     if changes and changes[1] != "0":
+        lost = "all of it" if changes[1] == "-" else f"{count(int(changes[1]), 'committed line')} of it"
         raise IntegrityError(
-            f"{LEDGER}: {count(int(changes[1]), 'committed line')} of it would be taken out or changed, and the ledger "
+            f"{LEDGER}: {lost} would be taken out or changed, and the ledger "
             f"only grows; `muon study status` puts lines back, and `git diff {LEDGER}` shows edited ones."
         )
 

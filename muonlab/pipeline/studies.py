@@ -170,9 +170,10 @@ class StudyCard(Answer):
         yield f"  one-sided error rate: {rule.alpha:g}{family if len(challengers) > 1 else ''}"
         if rule.plan == "sequential":
             yield f"  looks: after every pair from {rule.n_min} to {rule.n_max}, by E-values (prior scale {rule.g:g})"
+            yield f"  the look at {rule.n_max} also decides by a t-test that spends what is left of the error rate"
         else:
             yield f"  looks: one, after {len(self.seeds)} pairs"
-        yield f"  guardrail: an early loss at most {rule.max_early_regress} above the baseline's"
+        yield f"  guardrails: an early loss at most {rule.max_early_regress} above the baseline's, no diverged run"
 
     def _baseline(self) -> str:
         return next(arm.name for arm in self.arms if arm.role == "baseline")
@@ -314,7 +315,7 @@ def status_of(layout: Layout, slug: str) -> StudyStatus:
     cells = []
     for cell in snapshot.cells:
         attempts = by_digest[cell.digest]
-        outcome = next((r for r in attempts if r.is_result), attempts[0] if attempts else None)
+        outcome = next((r for r in attempts if r.is_result), attempts[-1] if attempts else None)
         cells.append(
             CellStatus(
                 arm=cell.arm,
@@ -367,7 +368,7 @@ class StudyRun(Answer):
     trained: int
     """Cells that this run trained."""
     in_place: int
-    """Cells that were in place or restored from DVC's cache."""
+    """Cells that were in place, restored from DVC's cache, or trained before and only taken over."""
     reported: int
     """Runs of others that were read; nothing of them is trained or recorded here."""
     failed: dict[str, str]

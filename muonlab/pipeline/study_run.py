@@ -39,7 +39,7 @@ class RunOutcome(NamedTuple):
     standing: Standing
     trained: int
     restored: int
-    """Cells that DVC restored from its run cache or had in place."""
+    """Cells that needed no training: DVC had them in place or in its run cache, or a bundle waited in scratch."""
     failed: dict[str, str]
     seconds: float
 
@@ -99,7 +99,7 @@ def run_study(
     return RunOutcome(
         standing=standing,
         trained=len(state.done) + len(state.diverged),
-        restored=len(in_place.cells),
+        restored=len(cells) - len(missing),
         failed=state.failed,
         seconds=time.monotonic() - began,
     )

@@ -19,8 +19,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-import psutil
-
 from muonlab.pipeline.attempts import AttemptProgress, CellScratch, read_progress
 from muonlab.pipeline.collect import collect
 from muonlab.pipeline.conclude import is_current, read_evaluations, read_standing
@@ -33,6 +31,7 @@ from muonlab.registry.snapshot import DeclaredCell, Snapshot
 from muonlab.registry.study import Study
 from muonlab.reporting.standing import Standing, judge
 from muonlab.reporting.wording import count
+from muonlab.tracking.process import lives
 
 PARTIAL = "partial.html"
 LOOK_EVERY_S = 1.0
@@ -139,7 +138,7 @@ def _written_ns(path: Path) -> int:
 
 def _is_alive(attempt: Path) -> bool:
     start = attempt / "start.json"
-    return start.exists() and psutil.pid_exists(json.loads(start.read_text(encoding="utf-8"))["pid"])
+    return start.exists() and lives(json.loads(start.read_text(encoding="utf-8")))
 
 
 def _name(cell: DeclaredCell) -> str:

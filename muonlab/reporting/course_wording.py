@@ -190,7 +190,9 @@ def _described(found: Sequence[Diagnosis]) -> str:
 def _geometry(standing: Standing) -> str | None:
     found = _compared(standing, "hessian_top")
     if not found:
-        return None
+        # Said only where something else was measured: without any diagnostics there is no section.
+        other = any(d.quantity.startswith("opt_") for d in standing.diagnostics)
+        return "Is the loss surface another one? Not measured: no Hessian was asked for." if other else None
     ends = _each(
         found,
         lambda d: f"{measured(d.last)} (seeds {measured(d.last_range[0])} to {measured(d.last_range[1])})",

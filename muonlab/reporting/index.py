@@ -144,9 +144,10 @@ def render_index(entries: Sequence[IndexEntry]) -> str:
     if judged:
         parts += [
             markdown_table(_table(judged)),
-            "Better by: the baseline's final validation loss minus the challenger's on the same seed, in % of the "
-            "baseline's, averaged over the pairs; negative is worse. Cost: all attempts of all arms, failed ones too, "
-            "in computing time where no price was declared.",
+            "Better by: the baseline's final validation loss minus the challenger's on the same seed (reported runs: "
+            "of seeds that were not recorded), in % of the baseline's, averaged over the pairs; negative is worse. The "
+            "interval is for one look at a number of pairs that no result chose. Cost: all attempts of all arms, "
+            "failed ones too, in computing time where no price was declared.",
             "\n".join(f"- **{slug}** {escape_inline(one_line(summary.question))}" for slug, summary in judged),
         ]
     else:

@@ -28,12 +28,16 @@ from muonlab.reporting.wording import (
     money,
     percent_of,
     plain,
+    same_seed,
     signed,
 )
 from muonlab.stats.guardrails import EARLY_SHARE
 from muonlab.stats.instability import SPIKE_MAD
 from muonlab.stats.speed import FIRST_LEVEL_SHARE, LEVELS, Speed
 from muonlab.stats.spending import CostDifference
+
+UNEVEN = 1.5
+"""How many times as long as an arm's shortest run its longest may take before the seconds are called uneven."""
 
 
 def early_stability(standing: Standing) -> tuple[Block, ...]:
@@ -75,7 +79,7 @@ def early_stability(standing: Standing) -> tuple[Block, ...]:
     study = standing.snapshot.study
     assert study.decision is not None
     note = (
-        f"Lag: the arm's validation loss minus {study.baseline}'s at the same evaluation of the same seed, in percent "
+        f"Lag: the arm's validation loss minus {study.baseline}'s at the same step {same_seed(standing)}, in percent "
         f"of {study.baseline}'s, in the first {EARLY_SHARE:.0%} of the steps; negative is ahead. The guardrail looks "
         "at the largest mean lag, over seeds at one evaluation, and allows "
         f"{study.decision.max_early_regress}. Spikes: later evaluations above the line between their neighbours by "
@@ -255,10 +259,27 @@ def cost(standing: Standing) -> tuple[Block, ...]:
         for c in standing.comparisons
     ]
     note = (
-        f"Cheaper by: what a run of {study.baseline} took minus what the arm's took on the same seed, averaged over "
-        "the pairs; negative is dearer. All attempts at a run count, and a run that diverged early is a cheap one."
+        f"Cheaper by: what a run of {study.baseline} took minus what the arm's took {same_seed(standing)}, averaged "
+        "over the pairs; negative is dearer. All attempts at a run count, and a run that diverged early is a cheap one."
+        f"{_uneven(standing)}"
     )
     return (Paragraph(text), Table(columns, tuple(rows)), Paragraph(note))
+
+
+def _uneven(standing: Standing) -> str:
+    """That the seconds are those of a machine that was busy otherwise, where runs of one arm differ widely."""
+    spent: dict[str, list[float]] = {}
+    for cell in standing.cells:
+        if cell.state == "completed" and cell.attempts == 1:
+            spent.setdefault(cell.arm, []).append(cell.wall_seconds)
+    uneven = {arm: (min(s), max(s)) for arm, s in spent.items() if max(s) >= UNEVEN * min(s) > 0}
+    if not uneven:
+        return ""
+    arm, (least, most) = max(uneven.items(), key=lambda found: found[1][1] / found[1][0])
+    return (
+        f" Seconds are wall time: runs of {arm} alone took from {least:,.1f} to {most:,.1f}, so that what else the "
+        "machine did is in every figure here."
+    )
 
 
 def _cheaper(difference: CostDifference | None) -> tuple[str, str]:

@@ -17,6 +17,7 @@ from muonlab.reporting.wording import (
     loss_digits,
     margin_text,
     plain,
+    same_seed,
     signed,
     worst_pair,
 )
@@ -35,8 +36,8 @@ def differences(standing: Standing, drawn: Sequence[str]) -> tuple[Block, ...]:
         baseline = standing.snapshot.study.baseline
         return (Paragraph(f"No seed is finished in both {baseline} and another arm: there is no pair to show."),)
     text = (
-        "Small marks: one seed each (a cross: one of its two runs diverged). Diamond and bar: their mean and its 95% "
-        "interval. Shaded: smaller than the smallest effect worth having. An arrow: beyond the scale."
+        "Small marks: one pair of runs each (a cross: one of the two diverged). Diamond and bar: their mean and its "
+        "95% interval, for one look. Shaded: smaller than the smallest effect worth having. An arrow: beyond the scale."
     )
     return (*pictures, Paragraph(text))
 
@@ -65,12 +66,26 @@ def comparisons(standing: Standing, *, partial: bool) -> tuple[Block, ...]:
             spread += f"; the smallest effect worth having is {plain(in_sd)} of these standard deviations"
         spread += ". "
     note = (
-        f"{spread}Better by: {baseline}'s final validation loss minus the arm's on the same seed, averaged over the "
-        "pairs; negative is worse. E is the evidence against no improvement: 1 says nothing, and chance alone "
-        "reaches 1/level in at most that level of all studies, however often one looks. "
+        f"{spread}Better by: {baseline}'s final validation loss minus the arm's {same_seed(standing)}, averaged over "
+        f"the pairs; negative is worse. {_at_every_look(standing)}E is the evidence against no improvement: 1 says "
+        "nothing, and chance alone reaches 1/level in at most that level of all studies, however often one looks. "
         "The arms that are control or reference are described, not decided."
     )
     return (Table(columns, tuple(rows)), *_without_loss(standing), Paragraph(note))
+
+
+def _at_every_look(standing: Standing) -> str:
+    """How the interval of a plan that may stop at any look is meant, and the one that holds at all of them."""
+    decision = standing.snapshot.study.decision
+    assert decision is not None
+    if decision.plan != "sequential":
+        return ""
+    text = "The 95% interval is exact for one look at a number of pairs that no result chose. "
+    held = [(c.arm, c.estimates.confidence_sequence) for c in standing.decided if c.estimates.confidence_sequence]
+    if held:
+        spelt = listed(f"{arm} {bracket(interval)}" for arm, interval in held)
+        text += f"Valid however often one looks is the 90% confidence sequence: {spelt} nats/token. "
+    return text
 
 
 def _without_loss(standing: Standing) -> tuple[Block, ...]:
@@ -151,9 +166,10 @@ def evidence(standing: Standing, drawn: Sequence[str]) -> tuple[Block, ...]:
     decision = standing.snapshot.study.decision
     assert decision is not None
     text = (
-        "E after each pair, in the order of the seeds, and the threshold that establishes a claim. Left: that the arm "
-        f"improves on {standing.snapshot.study.baseline}, which adopting it takes. Right: that it does not by "
-        f"{margin_text(standing)} or more, which archiving it takes."
+        "E after each pair, in the order of the seeds, and the line above which a claim is established. Left: that the "
+        f"arm improves on {standing.snapshot.study.baseline}. Right: that it does not by {margin_text(standing)} or "
+        "more; that it is not worse by as much is the third claim, of which only the last E is given, under Reasons. A "
+        "last look may establish by t what is under the line."
     )
     if decision.plan != "sequential":
         text += f" The plan looks once, at {decision.plan.fixed} pairs, and decides by t: E is shown for information."

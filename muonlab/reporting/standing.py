@@ -609,10 +609,15 @@ def _pair_mean(
     arm: str,
     field: Literal["wall_seconds", "cost_usd"],
 ) -> float:
-    """Mean over finished cells of the baseline plus that of the arm: what the next pair may be expected to take."""
+    """Mean over finished cells of the baseline plus that of the arm: what the next pair may be expected to take.
+
+    A cell that has no outcome yet counts only while its arm has no other: a crash costs little and is no run.
+    """
     total = 0.0
     for name in (baseline, arm):
-        spent = [getattr(c, field) for (a, _), c in cells.items() if a == name and c.state != "missing"]
+        tried = [c for (a, _), c in cells.items() if a == name and c.state != "missing"]
+        finished = [c for c in tried if c.state in ("completed", "diverged")]
+        spent = [getattr(c, field) for c in finished or tried]
         total += math.fsum(spent) / len(spent) if spent else 0.0
     return total
 

@@ -610,6 +610,22 @@ def status_line(standing: Standing) -> str:
     return f"{declared}. {outcomes_text(standing).capitalize()}. Spent: {spent} of computing."
 
 
+def same_seed(standing: Standing) -> str:
+    """With which run of the baseline a run is compared."""
+    reported = standing.snapshot.study.provenance == "reported"
+    return "in its only run, of a seed that was not recorded" if reported else "on the same seed"
+
+
+def _may_diverge(standing: Standing) -> str:
+    """How often a challenger may diverge that was not seen to: the bound of Clopper and Pearson (1934)."""
+    bounds = [c.estimates for c in standing.decided if c.estimates.challenger_diverged == 0 and c.estimates.n > 0]
+    if not bounds:
+        return ""
+    n = min(e.n for e in bounds)
+    bound = max(e.challenger_divergence_bound95 or 0.0 for e in bounds)
+    return f", and {n} pairs without a divergence leave up to {bound:.0%} possible (95% bound)"
+
+
 def limits(standing: Standing) -> list[str]:
     """What this study cannot tell, in plain words."""
     snapshot = standing.snapshot
@@ -626,14 +642,17 @@ def limits(standing: Standing) -> list[str]:
             ends = (min(sizes.values()), max(sizes.values()))
             detectable = [f"{plain(ends[0])} to {plain(ends[1])} nats/token, by arm"]
         could = (
-            f" At the spread seen here, they find with a chance of 80% a true effect of {listed(detectable)}."
+            f" At the spread seen here, one uncorrected t-test of as many pairs would find {listed(detectable)} with a "
+            "chance of 80%; a GO takes more, since the rule allows for every look and wants the estimate to reach the "
+            "smallest effect."
             if detectable
             else ""
         )
         found.append(f"Few seeds: the verdicts rest on {few} {noun} of runs.{could}")
     found.append(
         "Skewed noise: the error rates hold for normal and for symmetric heavy-tailed noise. Where rare seeds are "
-        "much worse than the rest, no method protects the mean; only the divergence guardrail does."
+        "much worse than the rest, no method protects the mean; only the divergence guardrail does"
+        f"{_may_diverge(standing)}."
     )
     if isinstance(settings, ReportedWorkload):
         trains = f"trains {settings.model} on {settings.data} ({settings.steps} steps)"

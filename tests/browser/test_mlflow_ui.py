@@ -6,6 +6,7 @@ rebuilt from these.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -46,14 +47,15 @@ def address(tmp_path_factory, browser):
         port = free.getsockname()[1]
     environment = {key: value for key, value in os.environ.items() if not key.startswith(("MLFLOW_", "MUONLAB_"))}
     environment["PYTHONPATH"] = str(Path(__file__).parents[2])
-    command = [sys.executable, "-m", "muonlab.cli", "ui", "--port", str(port)]
+    command = [sys.executable, "-m", "muonlab.cli", "ui", "--rebuild", "--port", str(port)]
     with (main / "ui.log").open("wb") as log:
         ui = subprocess.Popen(command, cwd=main, env=environment, stdout=log, stderr=log, start_new_session=True)
         try:
             yield wait_for(f"http://127.0.0.1:{port}", ui, main / "ui.log")
         finally:
-            os.killpg(ui.pid, signal.SIGTERM)  # with the server that it started
-            ui.wait(10)
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(ui.pid, signal.SIGTERM)  # with the server that it started
+            ui.wait(60)
 
 
 def wait_for(address: str, ui: subprocess.Popen[bytes], log: Path) -> str:

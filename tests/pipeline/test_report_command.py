@@ -46,6 +46,8 @@ def followed(make: Maker, tmp_path_factory: pytest.TempPathFactory) -> Followed:
         command,
         cwd=repository.root, env=repository.environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     ) as watch:  # fmt: skip
+        assert watch.stderr is not None
+        waiting = watch.stderr.readline()  # now it follows: no page of the run is missed
         runner = subprocess.Popen(
             [sys.executable, "-m", "muonlab.cli", "study", "run"],
             cwd=repository.root, env=repository.environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
@@ -60,6 +62,7 @@ def followed(make: Maker, tmp_path_factory: pytest.TempPathFactory) -> Followed:
         if watch.poll() is None:
             watch.kill()
         out, err = watch.communicate()
+        err = waiting + err
     return Followed(repository, seen, subprocess.CompletedProcess(command, watch.returncode, out, err))
 
 

@@ -317,7 +317,7 @@ def test_the_limits_of_many_arms_have_one_range():
     standing = made_up({"muon": BASELINE, **arms})
     sizes = [c.estimates.mde_80 for c in standing.decided]
     (few,) = (text for text in limits(standing) if text.startswith("Few seeds"))
-    low, high = (float(x) for x in re.findall(r"true effect of ([\d.]+) to ([\d.]+) nats/token, by arm", few)[0])
+    low, high = (float(x) for x in re.findall(r"would find ([\d.]+) to ([\d.]+) nats/token, by arm", few)[0])
     assert (low, high) == pytest.approx((min(sizes), max(sizes)), rel=6e-3)
 
 
