@@ -92,6 +92,13 @@ def test_golden_line_in_the_report(reported: Repository, words: str) -> None:
     assert words in text.replace("\\", "")
 
 
+@pytest.mark.parametrize("name", ["report.md", "verdict.json"])
+def test_the_committed_report_is_the_one_that_this_code_makes(reported: Repository, name: str) -> None:
+    path = f"reports/{HISTORY}/{name}"
+    made, committed = ((root / path).read_text(encoding="utf-8") for root in (reported.root, PROJECT))
+    assert made == committed, f"muon study run {HISTORY}"
+
+
 def test_nothing_is_trained_registered_or_recorded(reported: Repository) -> None:
     changed = reported.git("status", "--porcelain", "--ignored", "--untracked-files=all").splitlines()
     written = {line[3:] for line in changed if "__pycache__" not in line}
