@@ -159,9 +159,9 @@ def false_go_rate(
         usual_high=high,
         sentence=(
             f"with noise drawn from these {n} pairs, this rule says GO wrongly in {rate.value:.1%} of null studies "
-            f"(Monte Carlo standard error {rate.standard_error:.1%}); {n} pairs are a rough picture of the noise: as few "
-            f"pairs of normal noise, where the rule errs in {rule.alpha:.0%} at most, give {low:.1%} to {high:.1%} when "
-            "counted so"
+            f"(Monte Carlo standard error {rate.standard_error:.1%}); {n} pairs are a rough picture of the noise: "
+            f"as few pairs of normal noise, where the rule errs in {rule.alpha:.0%} at most, give "
+            f"{low:.1%} to {high:.1%} when counted so"
         ),
     )
 
