@@ -166,10 +166,10 @@ def evidence(standing: Standing, drawn: Sequence[str]) -> tuple[Block, ...]:
     decision = standing.snapshot.study.decision
     assert decision is not None
     text = (
-        "E after each pair, in the order of the seeds, and the line above which a claim is established. Left: that the "
-        f"arm improves on {standing.snapshot.study.baseline}. Right: that it does not by {margin_text(standing)} or "
-        "more; that it is not worse by as much is the third claim, of which only the last E is given, under Reasons. A "
-        "last look may establish by t what is under the line."
+        "E after each pair, in the order of the seeds, and the line above which a claim is established. First: that "
+        f"the arm improves on {standing.snapshot.study.baseline}. Second: that it does not by {margin_text(standing)} "
+        "or more; that it is not worse by as much is the third claim, of which the last E is given, under Reasons. "
+        "A last look may establish by t what is under the line."
     )
     if decision.plan != "sequential":
         text += f" The plan looks once, at {decision.plan.fixed} pairs, and decides by t: E is shown for information."
