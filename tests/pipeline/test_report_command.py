@@ -12,6 +12,7 @@ import os
 import subprocess
 import sys
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
 
@@ -134,13 +135,12 @@ def test_a_watch_names_what_trains_and_leaves_scratch_alone(prepared_only: Repos
     """One attempt runs (this process holds it), one was killed: neither is touched, and the running one is named."""
     layout = Layout(root=prepared_only.root, main=prepared_only.root)
     cells = study_cells(layout, load_params(layout.params), load_study(layout, STUDY))
-    gone = subprocess.Popen(["true"])
-    gone.wait()
-    for cell, pid in ((cells[0], os.getpid()), (cells[1], gone.pid)):
+    # The number of the killed one was given again, here to this process, which began much later.
+    for cell, began in ((cells[0], datetime.now(UTC).isoformat()), (cells[1], "2001-02-03T04:05:06+00:00")):
         attempt = layout.scratch / cell.digest / "attempts" / "1"
         attempt.mkdir(parents=True)
         (attempt.parents[1] / "lock").touch()
-        (attempt / "start.json").write_text(json.dumps({"pid": pid}))
+        (attempt / "start.json").write_text(json.dumps({"pid": os.getpid(), "record": {"started_at": began}}))
         progress = {"step": 3, "steps": 8, "loss": 5.5, "seconds": 1.0, "tokens": 192, "resumed_from_step": 0}
         (attempt / "progress.json").write_text(json.dumps(progress))
     before = hashes(layout.scratch)
