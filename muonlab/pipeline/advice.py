@@ -157,7 +157,8 @@ def _next_seeds(
             ]
         }
     more = max(asking.values())
-    seeds = list(range(len(study.seeds), len(study.seeds) + more))
+    following = study.first_seed + len(study.seeds)
+    seeds = list(range(following, following + more))
     seconds, usd = expected(standing, study.arms * more)
     why = []
     for arm, its in undecided.items():

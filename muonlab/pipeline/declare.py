@@ -21,6 +21,7 @@ from muonlab.pipeline.resolve import (
     load_params,
     load_study,
     resolve_optimizer,
+    resolve_settings,
     resolved_arms,
     study_cells,
 )
@@ -65,7 +66,9 @@ def refuse_uncommitted(params: Params, declared: Params, study: Study) -> None:
 def _spec(params: Params, study: Study, arm: str) -> object:
     if study.kind == "tuning":
         return params.optimizers.get(arm)
-    return resolve_optimizer(params, study.workload, arm) if arm in params.optimizers else None
+    if arm not in params.optimizers:
+        return None
+    return resolve_optimizer(params, study.workload, arm), resolve_settings(params, study.workload, arm)
 
 
 def current_registration(params: Params, study: Study) -> str:
@@ -142,15 +145,12 @@ def purpose_of(layout: Layout, cell: Cell, slug: str) -> Purpose:
     declared = declared_params(layout)
     check_study(declared, study)
     if study.kind == "comparison":
-        possible = set(study.seeds)
-        if study.decision is not None and study.decision.plan == "sequential":
-            possible |= set(range(study.decision.n_max))
         belongs = (
             cell.workload == study.workload
             and cell.arm in study.arms
-            and cell.seed in possible
+            and cell.seed in study.possible_seeds
             and cell.optimizer == resolve_optimizer(declared, study.workload, cell.arm)
-            and cell.settings == declared.workloads[study.workload].settings
+            and cell.settings == resolve_settings(declared, study.workload, cell.arm)
         )
     else:
         belongs = any(cell.digest == declared_cell.digest for declared_cell in study_cells(layout, declared, study))

@@ -1,7 +1,8 @@
 """Fingerprints of the code and the environment that can change a run's result.
 
-    code        = SHA-256 over the syntax trees, without docstrings, of the trainer, the core of `optim/` and the
-                  optimizer's own file: a comment changes nothing, a new optimizer changes no other's
+    code        = SHA-256 over the syntax trees, without docstrings, of the trainer, the core of `optim/`, the
+                  optimizer's own file and the schema of settings with its defaults: a comment changes nothing, a new
+                  optimizer changes no other's
     environment = SHA-256 over the versions of Python and the numerical libraries, the processor's architecture
                   and the accelerator
 
@@ -45,7 +46,8 @@ def write_fingerprints(layout: Layout, params: Params) -> None:
 
 def code_files(root: Path, kind: str) -> list[Path]:
     """Source files whose code can change a run of the optimizer `kind`, sorted."""
-    shared = [root / "optim" / "__init__.py", root / "optim" / f"{kind}.py"]
+    declared = [root / "muonlab" / "registry" / name for name in ("cell.py", "settings.py")]
+    shared = [root / "optim" / "__init__.py", root / "optim" / f"{kind}.py", *declared]
     folders = [root / "optim" / "core", root / "muonlab" / "training"]
     return sorted([*shared, *(path for folder in folders for path in folder.rglob("*.py"))])
 

@@ -16,12 +16,15 @@ import optim
 from muonlab.pipeline.layout import Layout
 from muonlab.registry.cell import Cell, Inputs, OptimizerSpec
 from muonlab.registry.errors import UsageError, explain, unknown_name
-from muonlab.registry.settings import Params, Seed, Workload
+from muonlab.registry.settings import Params, Seed, Workload, WorkloadSettings
 from muonlab.registry.study import Study
 from muonlab.registry.yamlfile import read_yaml
 
 RUN_OPTIONS = frozenset({"seed", "diagnose_every"})
 """Options of an optimizer that come from the cell and the workload, not from its entry in params.yaml."""
+
+TRAINING_OPTIONS = frozenset({"warmup_steps"})
+"""Settings of a workload that an optimizer's entry in params.yaml may have its own value of."""
 
 
 def load_params(path: Path) -> Params:
@@ -78,7 +81,7 @@ def resolve_optimizer(
     if arm not in params.optimizers:
         raise unknown_name(where, "optimizer", arm, params.optimizers)
     kind = _kind(params, arm, where="params.yaml")
-    own = {key: value for key, value in params.optimizers[arm].items() if key != "kind"}
+    own = {key: value for key, value in params.optimizers[arm].items() if key not in {"kind", *TRAINING_OPTIONS}}
     tuned = params.workloads[workload].tuned.get(arm, {})
     for key in sorted(RUN_OPTIONS & (own.keys() | tuned.keys())):
         raise UsageError(f"params.yaml: optimizers.{arm}: {key!r} is set by the cell, not by the optimizer; remove it.")
@@ -101,6 +104,18 @@ def resolve_optimizer(
     except optim.OptimError as error:
         raise UsageError(f"params.yaml: {prefix}: {error}") from None
     return OptimizerSpec(kind=kind, options=options.model_dump(mode="json", exclude=set(RUN_OPTIONS)))
+
+
+def resolve_settings(params: Params, workload: str, arm: str) -> WorkloadSettings:
+    """The workload's settings with the arm's own values of TRAINING_OPTIONS. Raises UsageError for wrong ones."""
+    settings = find_workload(params, workload).settings
+    own = {key: value for key, value in params.optimizers[arm].items() if key in TRAINING_OPTIONS}
+    if not own:
+        return settings
+    try:
+        return WorkloadSettings.model_validate({**settings.model_dump(), **own})
+    except ValidationError as error:
+        raise explain(error, f"params.yaml: optimizers.{arm} on {workload}") from None
 
 
 def parse_seed(text: str) -> int:
@@ -145,6 +160,7 @@ def check_study(params: Params, study: Study) -> None:
         role = study.role(arm)
         overrides = {key: values[0] for key, values in study.grid.items()} if study.kind == "tuning" else None
         resolve_optimizer(params, study.workload, arm, overrides=overrides, where=f"{where}: study.{role}")
+        resolve_settings(params, study.workload, arm)
     if study.on_archive is not None and study.on_archive not in params.optimizers:
         raise unknown_name(f"{where}: study.on_archive", "optimizer", study.on_archive, params.optimizers)
 
@@ -163,8 +179,8 @@ def resolve_cell(
     Needs the fingerprint and the data to be there (stages `fingerprint` and `prepare_data`); raises UsageError
     with one sentence when a name is unknown, a value out of range or one of them is missing.
     """
-    settings = find_workload(params, workload).settings
     optimizer = resolve_optimizer(params, workload, arm, overrides=overrides)
+    settings = resolve_settings(params, workload, arm)
     code = _read_json(layout.fingerprint(arm), "fingerprint")
     data = _read_json(layout.data(workload) / "meta.json", f"data/dvc.yaml:prepare_data@{workload}")
     try:
@@ -205,12 +221,14 @@ def study_cells(layout: Layout, params: Params, study: Study) -> list[Cell]:
 
 def resolved_arms(params: Params, study: Study) -> dict[str, Any]:
     """What the names in a study stand for: the plain data that its registration hashes beside the declaration."""
-    arms = (
-        {arm: resolve_optimizer(params, study.workload, arm).model_dump(mode="json") for arm in study.arms}
-        if study.kind == "comparison"
-        else {}
-    )
+    arms = {arm: _resolved_arm(params, study, arm) for arm in study.arms} if study.kind == "comparison" else {}
     return {"arms": arms, "settings": params.workloads[study.workload].settings.model_dump(mode="json")}
+
+
+def _resolved_arm(params: Params, study: Study, arm: str) -> dict[str, Any]:
+    own = {key: value for key, value in params.optimizers[arm].items() if key in TRAINING_OPTIONS}
+    resolved = resolve_optimizer(params, study.workload, arm).model_dump(mode="json")
+    return {**resolved, "settings": own} if own else resolved
 
 
 @functools.cache

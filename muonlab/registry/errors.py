@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
-from typing import TypeVar
+from typing import Any, TypeVar, get_args
 
 from pydantic import ValidationError
 
@@ -62,7 +62,9 @@ def explain(error: ValidationError, where: str, *, prefix: str = "") -> UsageErr
     the validated mapping inside the file `where`.
     """
     first = error.errors(include_url=False)[0]
-    path = ".".join(str(part) for part in (*([prefix] if prefix else []), *first["loc"]))
+    # The name of a model in the path says which of several a value was taken for.
+    named = [part for part in first["loc"] if part not in _MODELS]
+    path = ".".join(str(part) for part in (*([prefix] if prefix else []), *named))
     found = first.get("input")
     kind = first["type"]
     if kind == "extra_forbidden":
@@ -91,15 +93,17 @@ def _allowed_keys(error: ValidationError, loc: tuple[int | str, ...]) -> list[st
     """Field names of the model in which the unknown key stood, followed down from the validated model."""
     from pydantic import BaseModel
 
-    model: type | None = _MODELS.get(error.title)
+    at: Any = _MODELS.get(error.title)
     for part in loc[:-1]:
-        if model is None or not issubclass(model, BaseModel):
-            return []
-        field = model.model_fields.get(str(part))
-        annotation = field.annotation if field else None
-        model = annotation if isinstance(annotation, type) else None
-    if model is not None and issubclass(model, BaseModel):
-        return [f.alias or name for name, f in model.model_fields.items()]
+        if part in _MODELS:
+            at = _MODELS[str(part)]
+        elif isinstance(at, type) and issubclass(at, BaseModel):
+            field = at.model_fields.get(str(part))
+            at = field.annotation if field else None
+        else:  # the values of a mapping or a list
+            at = (get_args(at) or (None,))[-1]
+    if isinstance(at, type) and issubclass(at, BaseModel):
+        return [f.alias or name for name, f in at.model_fields.items()]
     return []
 
 

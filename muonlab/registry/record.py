@@ -37,6 +37,8 @@ class Provenance(Closed):
     commit: str | None
     dirty: bool | None
     """Tracked code differed from the commit."""
+    diff_sha256: str | None = None
+    """SHA-256 of how it differed (`git diff HEAD`, the one cell's keys in params.yaml aside); null where it did not."""
     python: str
     torch: str
     transformers: str

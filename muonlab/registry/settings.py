@@ -10,7 +10,17 @@ from __future__ import annotations
 import math
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    StringConstraints,
+    Tag,
+    TypeAdapter,
+    ValidationError,
+    model_validator,
+)
 
 from muonlab.registry.errors import explains
 
@@ -36,14 +46,32 @@ class Closed(BaseModel):
 class DataSettings(Closed):
     """What the token file is made of. Units: documents, tokens."""
 
-    source: Literal["gensim-wiki"] = "gensim-wiki"
-    """`gensim-wiki`: the encyclopedia articles inside the gensim wheel (CC BY-SA), read offline."""
+    source: Literal["gensim-wiki", "files", "hub"] = "gensim-wiki"
+    """`gensim-wiki`: the encyclopedia articles inside the gensim wheel (CC BY-SA), read offline; `files`: one's own
+    jsonl, parquet or text; `hub`: a data set of the Hugging Face hub."""
+    files: list[str] = []
+    """Of `files`: paths or patterns, relative to the repository."""
+    dataset: str | None = None
+    """Of `hub`: its name there, such as HuggingFaceFW/fineweb-edu."""
+    config: str | None = None
+    """Of `hub`: the part of it, such as sample-10BT."""
+    split: str = "train"
+    """Of `hub`: a split or a slice of one, such as train[:1%]."""
+    revision: str | None = None
+    """Of `hub`: the commit (40 hex digits) or tag that is read."""
+    streaming: bool = False
+    """Of `hub`: read as it downloads, and no more than is needed."""
+    text_field: str = "text"
+    """Of jsonl, parquet and `hub`: the field that holds a document's text."""
     max_documents: Count | None = None
     validation_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.05
     """Share of the documents (not of the blocks: a split by block would leak articles)."""
     split_seed: Seed = 0
-    vocab_size: Annotated[int, Field(ge=257, le=65536, strict=True)] = 2048
-    """Size of the byte-level BPE vocabulary that is trained on the training documents, end token included."""
+    tokenizer: str | None = None
+    """A tokenizer of the hub or a folder; null: a byte-level BPE is trained on the training documents."""
+    tokenizer_revision: str | None = None
+    vocab_size: Annotated[int, Field(ge=257, le=262144, strict=True)] = 2048
+    """Size of the vocabulary, end token included: of the BPE that is trained, or of the model that is loaded."""
     sequence_length: Count = 128
 
 
@@ -81,14 +109,54 @@ class ModelSettings(Closed):
 
 
 @explains
+class PretrainedSettings(Closed):
+    """A model that others have made: its architecture, and its weights unless they are drawn anew."""
+
+    pretrained: str
+    """A model of the hub, a folder in the hub's layout, or `package:NAME` for one that an installed package holds."""
+    revision: str | None = None
+    """Of the hub: the commit (40 hex digits) or tag that is read."""
+    start: Literal["pretrained", "random"] = "pretrained"
+    """Fine-tuned from its weights, or trained from scratch."""
+
+
+def _kind_of_model(value: object) -> str:
+    given = value.keys() if isinstance(value, dict) else getattr(value, "model_fields_set", ())
+    pretrained = "pretrained" in given or isinstance(value, PretrainedSettings)
+    return (PretrainedSettings if pretrained else ModelSettings).__name__
+
+
+# The tags are the classes' names, which `explain` leaves out of the path that it shows.
+Model = Annotated[
+    Annotated[ModelSettings, Tag(ModelSettings.__name__)]
+    | Annotated[PretrainedSettings, Tag(PretrainedSettings.__name__)],
+    Discriminator(_kind_of_model),
+]
+
+
+@explains
+class RunLength(Closed):
+    """What goes with runs of up to so many steps, where the workload does not say otherwise."""
+
+    up_to_steps: Count | None = None
+    """Null: of any length; the last of a list."""
+    batch_size: Count
+    examples: Count
+
+
+@explains
 class WorkloadSettings(Closed):
     """One way to train and judge a model: data, model, steps, batch, precision, evaluation grid."""
 
     data: DataSettings = DataSettings()
-    model: ModelSettings = ModelSettings()
+    model: Model = ModelSettings()
     steps: Count
+    by_run_length: list[RunLength] = []
+    """Batch size and examples by the number of steps, shortest first; a value of its own takes their place."""
     batch_size: Count = 4
     """Sequences a step."""
+    examples: Count | None = None
+    """Blocks of sequence_length tokens, from the start of the training split, that are trained on; null: all."""
     weights: Literal["float32", "bfloat16"] = "float32"
     """The model's own dtype. Under bfloat16 an optimizer keeps float32 masters, unless its `masters` is off."""
     warmup_steps: Annotated[int, Field(ge=0, strict=True)] = 0
@@ -109,6 +177,27 @@ class WorkloadSettings(Closed):
     checkpoint_every: Count = 50
     sample_tokens: Annotated[int, Field(ge=0, strict=True)] = 48
     """Length of the sampled continuation that the evaluation writes; 0 is none."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _by_run_length(cls, given: Any) -> Any:
+        if not isinstance(given, dict) or not given.get("by_run_length"):
+            return given
+        try:
+            rows = TypeAdapter(list[RunLength]).validate_python(given["by_run_length"])
+        except ValidationError:
+            return given  # the field's own check says it, with the path
+        limits = [row.up_to_steps for row in rows]
+        bounded = [limit for limit in limits[:-1] if limit is not None]
+        if limits != [*sorted(set(bounded)), None]:
+            raise ValueError(
+                f"by_run_length has up_to_steps {limits}; it should rise from row to row and be left out of the last."
+            )
+        steps = given.get("steps")
+        if not isinstance(steps, int):
+            return given
+        row = next(row for row in rows if row.up_to_steps is None or steps <= row.up_to_steps)
+        return {"batch_size": row.batch_size, "examples": row.examples, **given}
 
     @property
     def diverged_loss(self) -> float:
@@ -133,10 +222,20 @@ class WorkloadSettings(Closed):
 
 
 @explains
+class Pace(Closed):
+    """How long a step is expected to take, before any run is recorded. Only plans and prices read it."""
+
+    seconds_per_step: Annotated[float, Field(gt=0)]
+    source: str
+    """Who measured it, on what."""
+
+
+@explains
 class Workload(Closed):
     """A named workload: its settings and, per optimizer, the options that a tuning study chose for it."""
 
     settings: WorkloadSettings
+    pace: Pace | None = None
     tuned: dict[Name, dict[str, Any]] = {}
 
 

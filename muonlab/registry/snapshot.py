@@ -31,6 +31,42 @@ class KnownRun(Closed):
     study: Name | None
 
 
+class Override(Closed):
+    """That a study was started although a gate was closed."""
+
+    at: str
+    """UTC, ISO 8601."""
+    commit: str | None
+    gates: list[str]
+    """What was asked and what was found, a sentence each."""
+
+
+class GateState(Closed):
+    """One thing that a study asks for before it may start, and how it stands now."""
+
+    asks: str
+    """In words."""
+    found: str
+    """In words."""
+    is_open: bool
+
+
+class ArmTuning(Closed):
+    """How an arm's options were chosen."""
+
+    study: Name
+    runs: int
+    """All that the tuning study made for the arm, diverged ones too."""
+    seeds: list[Seed]
+    tried: dict[str, list[Any]]
+    """Option -> the values tried."""
+    chosen: dict[str, Any]
+    in_use: bool
+    """The arm runs here with the values that were chosen."""
+    at_edge: list[str] = []
+    """Options whose chosen value is the smallest or largest that was tried."""
+
+
 class Registration(Closed):
     """The declaration as it was hashed before the first result (`experiments/<study>/registration.json`)."""
 
@@ -40,6 +76,8 @@ class Registration(Closed):
     commit: str | None
     declaration: dict[str, Any]
     """`study`: what was declared; `arms` and `settings`: what its names resolved to."""
+    overrides: list[Override] = []
+    """Starts against a closed gate; no part of what is hashed."""
 
     @property
     def is_whole(self) -> bool:
@@ -76,6 +114,10 @@ class Snapshot(Closed):
     """Results at the declared arms on seeds that the declaration leaves out, in whoever's name they were made."""
     outside: list[KnownRun] = []
     """Results of other arms, or variants of arms, on the declared seeds, that started as the baseline did."""
+    gates: list[GateState] = []
+    """What the study asks for before it may start, as it stands now."""
+    tuning: dict[Name, ArmTuning] = {}
+    """Arm -> how its options were chosen; an arm that no tuning study has tried is not in it."""
     ledger_sha256: str
     judged_by: str
     """SHA-256 over the code that judges and reports: other code makes the report anew."""

@@ -86,12 +86,52 @@ class Decision(Closed):
         return self
 
 
+Gate = Literal["GO", "NO_GO", "EQUIVALENT", "PASSED", "ARCHIVED"]
+"""What a study can be asked to have come to: a verdict on one of its challengers, its own `passes`, or that an arm was
+archived on its verdict."""
+
+
 @explains
 class Requirement(Closed):
-    """A verdict that another study must have reached first."""
+    """What another study must have come to before this one is started."""
 
     study: Name
-    verdict: str
+    verdict: Gate
+    arm: Name | None = None
+    """The challenger that it is about; null: any of them."""
+
+
+@explains
+class Passes(Closed):
+    """When the study as a whole has passed: all that is given here must hold."""
+
+    finished: bool = False
+    """Every declared run ended with a loss; none diverged or failed."""
+    within: Percent | None = None
+    """Every challenger's mean loss is shown, at the declared alpha, to be at most this above the baseline's."""
+    go: bool = False
+    """At least one challenger is GO."""
+    control_worse: bool = False
+    """A challenger that is GO is shown, at the declared alpha, to be better than every control."""
+
+    @model_validator(mode="after")
+    def _asks_something(self) -> Passes:
+        if not (self.finished or self.within or self.go or self.control_worse):
+            raise ValueError("it asks for nothing; give finished, within, go or control_worse.")
+        if self.control_worse and not self.go:
+            raise ValueError("control_worse is about the challengers that are GO; give go: true with it.")
+        return self
+
+
+@explains
+class Twin(Closed):
+    """A rehearsal of a study on another workload: the same arms and rule, fewer seeds, no price, no decision."""
+
+    workload: Name
+    seeds: Annotated[int, Field(ge=1, le=MOST_PAIRS, strict=True)] = 3
+    """How many, from the study's first."""
+    tuning: Name = "untuned"
+    """The tuning study that chose the arms' learning rates on the twin's workload, or `untuned`."""
 
 
 @explains
@@ -123,6 +163,9 @@ class Reported(Closed):
     """Experiment, as `finals.csv` and `curves.csv` name it -> its setting."""
 
 
+LATER_KEYS = ("reported", "first_seed", "passes", "selected_from", "twin_of")
+
+
 @explains
 class Study(Closed):
     """A declared comparison or tuning of optimizers on one workload."""
@@ -142,7 +185,10 @@ class Study(Closed):
     reference: list[Name] = []
     """Arms that are described, not decided, because readers know them."""
     seeds: Annotated[list[Seed], Field(min_length=1)]
+    first_seed: Seed = 0
+    """Of a sequential plan: where its seeds begin. Those of a study that confirms a selection are new ones."""
     decision: Decision | None = None
+    passes: Passes | None = None
     grid: dict[str, Annotated[list[Any], Field(min_length=1)]] = {}
     """For a tuning study: option -> values, tried by every arm on every seed."""
     price_usd_per_gpu_hour: Annotated[float, Field(ge=0)]
@@ -152,6 +198,12 @@ class Study(Closed):
     tuning: Name = "untuned"
     """The tuning study that chose the arms' learning rates, or `untuned`."""
     requires: list[Requirement] = []
+    selected_from: Name | None = None
+    """The study whose results picked this one's challengers, which are confirmed here on seeds that it did not use."""
+    twins: dict[Name, Twin] = {}
+    """What `--workload NAME` stands for, by name."""
+    twin_of: Name | None = None
+    """The study that this one rehearses; set where a twin is made of its declaration, never in a file."""
 
     @model_validator(mode="after")
     def _declaration_is_whole(self) -> Study:
@@ -185,10 +237,11 @@ class Study(Closed):
         if not self.challengers:
             raise ValueError("challengers is empty; name at least one arm to decide on.")
         if self.decision.plan == "sequential":
-            if self.seeds != list(range(len(self.seeds))):
+            first = self.first_seed
+            if self.seeds != list(range(first, first + len(self.seeds))):
                 raise ValueError(
-                    f"seeds are {self.seeds}; a sequential plan uses a prefix of 0, 1, 2, ... in order, "
-                    "so that no seed can be left out after its result."
+                    f"seeds are {self.seeds}; a sequential plan uses a prefix of {first}, {first + 1}, {first + 2}, "
+                    "... in order, so that no seed can be left out after its result (first_seed says where they begin)."
                 )
             if len(self.seeds) > self.decision.n_max:
                 raise ValueError(f"{len(self.seeds)} seeds are more than n_max {self.decision.n_max}.")
@@ -231,16 +284,45 @@ class Study(Closed):
                 return role
         raise KeyError(arm)
 
+    @property
+    def possible_seeds(self) -> list[int]:
+        """The seeds that the plan can come to: those declared, and those that a sequential plan may still add."""
+        if self.decision is not None and self.decision.plan == "sequential":
+            return list(range(self.first_seed, self.first_seed + self.decision.n_max))
+        return list(self.seeds)
+
+    def twin(self, name: str) -> Study:
+        """The rehearsal that `--workload name` stands for; raises KeyError where none is declared.
+
+        Nothing is paid for it and nothing is decided by it, so that no gate is asked.
+        """
+        its = self.twins[name]
+        return self.model_copy(
+            update={
+                "slug": f"{self.slug}-{name}",
+                "workload": its.workload,
+                "seeds": self.seeds[: its.seeds],
+                "tuning": its.tuning,
+                "price_usd_per_gpu_hour": 0.0,
+                "budget_usd": 0.0,
+                "requires": [],
+                "selected_from": None,
+                "twins": {},
+                "twin_of": self.slug,
+            }
+        )
+
     def declaration(self) -> dict[str, Any]:
         """All that must not change after the first result.
 
-        The seeds of a sequential plan are left out: adding the next ones is part of that plan. So is Holm's
-        correction and the absent `reported`: they are what a declaration without the key has always meant, and keep
-        the hash it had.
+        The seeds of a sequential plan are left out: adding the next ones is part of that plan; the twins, too, which
+        are studies of their own. A key that came later is left out where it says what its absence has always meant,
+        and the hash of such a declaration stays what it was.
         """
-        declared = self.model_dump(mode="json")
-        if self.reported is None:
-            del declared["reported"]
+        declared = self.model_dump(mode="json", exclude={"twins"})
+        for name in LATER_KEYS:
+            if getattr(self, name) == type(self).model_fields[name].default:
+                del declared[name]
         if self.decision is not None and self.decision.plan == "sequential":
             del declared["seeds"]
         if self.decision is not None and self.decision.correction == "holm":

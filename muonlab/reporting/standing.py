@@ -379,7 +379,7 @@ def _left_out_pairs(snapshot: Snapshot, arm: str) -> tuple[str, ...]:
     pairs = {run.seed for run in snapshot.left_out if run.arm == study.baseline} & theirs
     due = sorted(pairs)
     if study.decision.plan == "sequential":
-        following = range(len(study.seeds), study.decision.n_max)
+        following = study.possible_seeds[len(study.seeds) :]
         due = list(itertools.takewhile(pairs.__contains__, following))
     return tuple(
         f"seed {seed}: {study.baseline}-{seed} and {arm}-{seed} have their results and the declaration leaves the seed "

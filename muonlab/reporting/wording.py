@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Literal
 
+from muonlab.registry.settings import PretrainedSettings
 from muonlab.registry.study import ReportedWorkload
 from muonlab.registry.verdict import Verdict
 from muonlab.reporting.blocks import one_line
@@ -658,9 +659,14 @@ def limits(standing: Standing) -> list[str]:
         trains = f"trains {settings.model} on {settings.data} ({settings.steps} steps)"
     else:
         tokens = settings.steps * settings.batch_size * settings.data.sequence_length
+        model = (
+            settings.model.pretrained
+            if isinstance(settings.model, PretrainedSettings)
+            else f"{count(len(settings.model.layers), 'layer')} of width {settings.model.hidden_size}"
+        )
         trains = (
-            f"trains {count(len(settings.model.layers), 'layer')} of width {settings.model.hidden_size} on {tokens:,} "
-            f"tokens ({settings.steps} steps of {settings.batch_size} x {settings.data.sequence_length})"
+            f"trains {model} on {tokens:,} tokens ({settings.steps} steps of {settings.batch_size} x "
+            f"{settings.data.sequence_length})"
         )
     found.append(
         f"One workload: {study.workload} {trains}. Whether a difference, or its absence, carries over to a larger "

@@ -270,18 +270,19 @@ class Order:
     """The training blocks of every step: a function of (seed, step), given batch size and block count."""
 
     def __init__(self, *, seed: int, batch_size: int, blocks: int) -> None:
-        self._seed, self._batch_size, self._blocks = seed, batch_size, blocks
+        self.blocks = blocks
+        self._seed, self._batch_size = seed, batch_size
         self._epoch, self._permutation = -1, np.empty(0, dtype=np.int64)
 
     def step(self, step: int) -> npt.NDArray[np.int64]:
         """Block indices [batch_size] of optimizer step `step`, counted from 0."""
         positions = range(step * self._batch_size, (step + 1) * self._batch_size)
-        return np.array([self._at(*divmod(position, self._blocks)) for position in positions], dtype=np.int64)
+        return np.array([self._at(*divmod(position, self.blocks)) for position in positions], dtype=np.int64)
 
     def _at(self, epoch: int, within: int) -> int:
         if epoch != self._epoch:
             rng = np.random.default_rng([self._seed, epoch])
-            self._epoch, self._permutation = epoch, rng.permutation(self._blocks)
+            self._epoch, self._permutation = epoch, rng.permutation(self.blocks)
         return int(self._permutation[within])
 
 

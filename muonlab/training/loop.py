@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import csv
 import math
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -145,7 +146,7 @@ def train(
             seed=cell.seed,
             steps=cell.settings.steps,
             batch_size=cell.settings.batch_size,
-            blocks=data.block_count("training"),
+            blocks=run.order.blocks,
         ),
         weights_sha256=None if weights is None else models.weights_sha256(run.model),
         weights=weights,
@@ -195,7 +196,8 @@ class _Run:
         )
         self.init_sha256 = models.weights_sha256(self.model)
         self.optimizer = build_optimizer(cell, self.model)
-        self.order = Order(seed=cell.seed, batch_size=settings.batch_size, blocks=data.block_count("training"))
+        blocks = min(data.block_count("training"), settings.examples or sys.maxsize)
+        self.order = Order(seed=cell.seed, batch_size=settings.batch_size, blocks=blocks)
         self.subset = validation_subset(data.block_count("validation"), settings.eval_blocks)
         self.began = time.monotonic()
         """When the first attempt would have begun, had it never been interrupted."""
