@@ -13,6 +13,7 @@ Nothing heavy is imported: a fingerprint takes a fraction of a second.
 from __future__ import annotations
 
 import ast
+import functools
 import hashlib
 import importlib.metadata
 import json
@@ -54,10 +55,13 @@ def code_files(root: Path, kind: str) -> list[Path]:
 
 def code_fingerprint(root: Path, kind: str) -> str:
     """SHA-256 (hex) of the program that trains with the optimizer `kind`, without comments and docstrings."""
-    return sha256_of({str(path.relative_to(root)): _syntax_sha256(path) for path in code_files(root, kind)})
+    return sha256_of(
+        {str(path.relative_to(root)): _syntax_sha256(path, path.stat().st_mtime_ns) for path in code_files(root, kind)}
+    )
 
 
-def _syntax_sha256(path: Path) -> str:
+@functools.cache  # dozens of named optimizers share these files
+def _syntax_sha256(path: Path, mtime_ns: int) -> str:
     tree = ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
     for node in ast.walk(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):

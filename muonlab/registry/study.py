@@ -132,6 +132,8 @@ class Twin(Closed):
     """How many, from the study's first."""
     tuning: Name = "untuned"
     """The tuning study that chose the arms' learning rates on the twin's workload, or `untuned`."""
+    grid: dict[str, Annotated[list[Any], Field(min_length=1)]] = {}
+    """Of a tuning study: values to try in place of the study's own, which are made for another model."""
 
 
 @explains
@@ -245,11 +247,15 @@ class Study(Closed):
                 )
             if len(self.seeds) > self.decision.n_max:
                 raise ValueError(f"{len(self.seeds)} seeds are more than n_max {self.decision.n_max}.")
-        elif len(self.seeds) != self.decision.plan.fixed:
+        elif len(self.seeds) != self.decision.plan.fixed and not self._is_short_twin(self.decision.plan.fixed):
             raise ValueError(
                 f"{len(self.seeds)} seeds do not match plan fixed: {self.decision.plan.fixed}; declare as many seeds."
             )
         return self
+
+    def _is_short_twin(self, fixed: int) -> bool:
+        """A rehearsal has the rule of its study and fewer seeds than a fixed plan looks at: nothing is decided then."""
+        return self.twin_of is not None and len(self.seeds) < fixed
 
     def _reported_fits(self, reported: Reported) -> None:
         if self.kind != "comparison":
@@ -299,6 +305,7 @@ class Study(Closed):
         its = self.twins[name]
         return self.model_copy(
             update={
+                "grid": {**self.grid, **its.grid},
                 "slug": f"{self.slug}-{name}",
                 "workload": its.workload,
                 "seeds": self.seeds[: its.seeds],
