@@ -22,6 +22,8 @@ setup: .venv/.ready  ## build .venv from pyproject.toml and the constraints
 	@# `dvc exp run` commits to refs of its own and needs a name for that; any that is set is left alone.
 	@git config user.email >/dev/null || { git config user.name muonlab && git config user.email muonlab@localhost && \
 	  echo "git: no name and email were set; this clone now uses muonlab <muonlab@localhost>"; }
+	@# Ledgers and results of two clones are merged by git itself (docs/sharing.md), which has to be told how.
+	@if git rev-parse --git-dir >/dev/null 2>&1; then $(BIN)/python -m muonlab.pipeline.merging; fi
 	@touch $@
 
 study: setup  ## run the default study to its report (trains only what is missing)
@@ -47,10 +49,13 @@ format: setup  ## rewrite the code in the house's format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: setup  ## speed against named peers, as ratios (ONLY=optim, stats or e.g. optim.exact: a part)
+bench: setup  ## speed against named peers, as ratios (ONLY=optim, stats, ledger, train, data or e.g. optim.exact: a part)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check $(CONSTRAINTS) -e '.[bench]' || \
 	  echo "bench: heavyball or pytorch_optimizer could not be installed; their rows say so"
 	$(BIN)/python -m benchmarks --only '$(ONLY)'
+
+chaos: setup  ## kill a study of 12 cells 50 times and compare it with an undisturbed one
+	$(BIN)/python tests/chaos/chaos.py
 
 figures: setup  ## draw the figures of docs/ again (one needs the study 002-nolah-parts-tiny, which takes a quarter of an hour)
 	$(BIN)/python docs/figures/error_by_looks.py
@@ -65,4 +70,4 @@ docs: setup  ## write docs/cli.md from the help of the commands
 ui: setup  ## open MLflow on 127.0.0.1:5000
 	$(BIN)/muon ui
 
-.PHONY: help setup study test quick lint types imports format bench figures docs screenshots ui
+.PHONY: help setup study test quick lint types imports format bench chaos figures docs screenshots ui

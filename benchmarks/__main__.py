@@ -13,7 +13,13 @@ from pathlib import Path
 
 from benchmarks import harness
 
-SUITES = {"optim": "benchmarks.optim_step", "stats": "benchmarks.stats"}
+SUITES = {
+    "optim": "benchmarks.optim_step",
+    "stats": "benchmarks.stats",
+    "ledger": "benchmarks.ledger",
+    "train": "benchmarks.train",
+    "data": "benchmarks.data",
+}
 FOLDER = Path("build/bench")
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 

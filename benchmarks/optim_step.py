@@ -520,9 +520,7 @@ def tiny_settings() -> WorkloadSettings:
 
 def tiny_model() -> models.Model:
     """The model of the workload `tiny`."""
-    settings = tiny_settings()
-    data = settings.data
-    return models.build(settings.model, vocab_size=data.vocab_size, sequence_length=data.sequence_length, seed=0)
+    return models.build(tiny_settings(), seed=0)
 
 
 def tiny_shapes() -> dict[tuple[int, int], int]:

@@ -1,11 +1,13 @@
-"""Run a stage: a refusal is one sentence on stderr and an exit code, never a traceback."""
+"""Run a stage: a refusal is one sentence on stderr and an exit code, never a traceback; it dies with its dvc."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable
 
+from muonlab.pipeline.processes import die_with_ancestors
 from muonlab.registry.errors import MuonlabError, UsageError
+from muonlab.registry.files import full_disk_told
 
 
 def run_stage(main: Callable[..., None], *names: str) -> None:
@@ -14,12 +16,14 @@ def run_stage(main: Callable[..., None], *names: str) -> None:
     Exit code 0, or that of the MuonlabError that was raised (see muonlab.registry.errors).
     """
     arguments = sys.argv[1:]
+    die_with_ancestors()
     try:
         if len(arguments) != len(names):
             raise UsageError(
                 f"{main.__module__}: found {len(arguments)} arguments; expected {' '.join(names) or 'none'}."
             )
-        main(*arguments)
+        with full_disk_told():
+            main(*arguments)
     except MuonlabError as error:
         print(f"muonlab: {error}", file=sys.stderr)
         sys.exit(error.exit_code)

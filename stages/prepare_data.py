@@ -15,7 +15,8 @@ def main(workload: str) -> None:
 
     from muonlab.training.data import prepare  # imports tokenizers: late, so that refusals are quick
 
-    prepare(settings.data, layout.data(workload), progress=lambda text: print(text, flush=True))
+    # The user's own files are in the repository, not in a copy that DVC makes of what is committed.
+    prepare(settings.data, layout.data(workload), progress=lambda text: print(text, flush=True), root=layout.main)
 
 
 if __name__ == "__main__":

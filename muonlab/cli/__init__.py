@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from muonlab.cli.archive import archive
 from muonlab.cli.calibrate import calibrate
 from muonlab.cli.compare import compare
 from muonlab.cli.doctor import doctor, setup
@@ -15,6 +16,7 @@ from muonlab.cli.runs import commit, download, logs, status
 from muonlab.cli.study import study
 from muonlab.cli.ui import ui
 from muonlab.cli.verbs import baseline, nolah, pretrain
+from muonlab.cli.verify import verify
 
 
 @click.group(cls=Chapters, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -31,9 +33,9 @@ def main() -> None:
 
 main.add_chapters(
     {
-        "Studies": (study, next_, report, ui),
+        "Studies": (study, next_, report, archive, ui),
         "Results and plans without a study": (compare, power, calibrate),
-        "One run": (baseline, nolah, pretrain),
+        "One run": (baseline, nolah, pretrain, verify),
         "This machine": (status, logs, commit, download, doctor, setup),
     }
 )

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from muonlab.registry.errors import MuonlabError, nearest
+from muonlab.registry.files import full_disk_told
 
 WHOLE = 500
 """Characters; more than any first sentence has."""
@@ -18,7 +19,8 @@ class Group(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
-            return super().invoke(ctx)
+            with full_disk_told():
+                return super().invoke(ctx)
         except MuonlabError as error:
             click.echo(f"muon: {error}", err=True)
             ctx.exit(error.exit_code)

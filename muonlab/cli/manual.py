@@ -51,19 +51,26 @@ _MUON_COMPLETE=fish_source muon | source           # in ~/.config/fish/completio
 def answers() -> Mapping[str, Sequence[type[Answer]]]:
     """Command -> what its --json prints."""
     from muonlab.pipeline.advice import Advice
+    from muonlab.pipeline.archive import ArchiveAnswer
     from muonlab.pipeline.doctor import Doctor
     from muonlab.pipeline.plan import Plan
     from muonlab.pipeline.running import Running
+    from muonlab.pipeline.selecting import Selected
     from muonlab.pipeline.sharing import Committed
     from muonlab.pipeline.studies import StudyCard, StudyList, StudyRun, StudyStatus, TuningRun
+    from muonlab.pipeline.until_decided import DecidedRun
+    from muonlab.pipeline.verify import Verification
 
     return {
         "muon study list": (StudyList,),
         "muon study show": (StudyCard,),
         "muon study plan": (Plan,),
-        "muon study run": (StudyRun, TuningRun),
+        "muon study run": (StudyRun, DecidedRun, TuningRun),
         "muon study status": (StudyStatus,),
+        "muon study select": (Selected,),
         "muon next": (Advice,),
+        "muon archive": (ArchiveAnswer,),
+        "muon verify": (Verification,),
         "muon status": (Running,),
         "muon commit": (Committed,),
         "muon doctor": (Doctor,),

@@ -6,13 +6,14 @@ import sys
 
 import click
 
-from muonlab.cli.options import json_option, say
+from muonlab.cli.options import json_option, say, slug_of, workload_option
 
 
 @click.command("next")
 @click.argument("study", required=False)
+@workload_option
 @json_option
-def next_(study: str | None, as_json: bool) -> None:
+def next_(study: str | None, twin: str | None, as_json: bool) -> None:
     """Say which pairs are worth running next, why, at what price, and with what chance of a decision.
 
     STUDY is the study's folder under experiments/; by default, the one that params.yaml names. Looks at all the
@@ -21,9 +22,8 @@ def next_(study: str | None, as_json: bool) -> None:
     """
     from muonlab.pipeline.advice import advise
     from muonlab.pipeline.layout import Layout
-    from muonlab.pipeline.resolve import load_params
 
     layout = Layout.find()
-    advice = advise(layout, study or load_params(layout.params).study)
+    advice = advise(layout, slug_of(layout, study, twin))
     say(advice, as_json)
     sys.exit(advice.exit_code)

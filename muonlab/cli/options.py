@@ -13,6 +13,7 @@ from muonlab.registry.errors import UsageError
 if TYPE_CHECKING:
     from muonlab.analysis.threshold_cache import ThresholdCache
     from muonlab.pipeline.answer import Answer
+    from muonlab.pipeline.layout import Layout
     from muonlab.reporting.standing import Standing
     from muonlab.stats.rule import Rule
 
@@ -20,6 +21,20 @@ if TYPE_CHECKING:
 json_option = click.option(
     "--json", "as_json", is_flag=True, help="Print one JSON object on stdout; all else goes to stderr."
 )
+
+
+workload_option = click.option(
+    "--workload", "twin", metavar="NAME", help="Its rehearsal NAME instead, a twin that study.yaml declares."
+)
+
+
+def slug_of(layout: Layout, slug: str | None, twin: str | None) -> str:
+    """The study that a command line names: SLUG, else the one of params.yaml; with --workload, that twin of it."""
+    from muonlab.pipeline.resolve import load_params, load_study
+    from muonlab.pipeline.twins import twin_slug
+
+    slug = slug or load_params(layout.params).study
+    return slug if twin is None else twin_slug(load_study(layout, slug), twin)
 
 
 def say(answer: Answer, as_json: bool) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from muonlab.cli.options import slug_of, workload_option
 from muonlab.registry.errors import UsageError
 
 if TYPE_CHECKING:
@@ -20,7 +21,8 @@ if TYPE_CHECKING:
 @click.option("--open", "in_browser", is_flag=True, help="Open the report in the browser.")
 @click.option("--json", "as_json", is_flag=True, help="Print verdicts and effects as one JSON object on stdout.")
 @click.option("--watch", is_flag=True, help="Follow the study while it runs, with a partial report and no verdict.")
-def report(slug: str | None, in_browser: bool, as_json: bool, watch: bool) -> None:
+@workload_option
+def report(slug: str | None, in_browser: bool, as_json: bool, watch: bool, twin: str | None) -> None:
     """Make the report of a study from the ledger and the runs there are, and print its path.
 
     STUDY is the study's folder under experiments/; by default, the one that params.yaml names. Looks at all the
@@ -29,19 +31,30 @@ def report(slug: str | None, in_browser: bool, as_json: bool, watch: bool) -> No
 
     --json prints the content of verdict.json and, as `effects`, every arm's estimates against the baseline.
 
+    Of a tuning study it reports losses by option and what was chosen, from results.csv where the ledger has none of its
+    runs, and leaves params.yaml alone; --json prints tuning.json.
+
     --watch renders reports/STUDY/partial.html whenever a run of the study ended, and every ten seconds, until the
     study is concluded; start it beside `muon study run`, end it with Ctrl-C.
     """
     from muonlab.pipeline.layout import Layout
-    from muonlab.pipeline.resolve import load_params
+    from muonlab.pipeline.resolve import load_study
+    from muonlab.pipeline.tuning import report_tuning, tuning_exit_code
     from muonlab.pipeline.watch import report_now, watch_study
     from muonlab.reporting.standing import exit_code
 
     if watch and as_json:
         raise UsageError("--watch, --json: a partial report has no verdict to print; give one of the two.")
     layout = Layout.find()
-    slug = slug or load_params(layout.params).study
+    slug = slug_of(layout, slug, twin)
     page = layout.reports(slug) / "report.html"
+    if not watch and load_study(layout, slug).kind == "tuning":
+        tuned = report_tuning(layout, slug)
+        content = (layout.reports(slug) / "tuning.json").read_text(encoding="utf-8")
+        click.echo(content if as_json else _shown(page), nl=not as_json)
+        if in_browser:
+            _open(page)
+        sys.exit(tuning_exit_code(tuned))
     if watch:
         try:
             standing = watch_study(layout, slug, say=_note, on_first=_open if in_browser else lambda path: None)

@@ -60,12 +60,19 @@ def commit(message: str, dry_run: bool, as_json: bool) -> None:
 @click.command()
 @click.option("--run", "cell", required=True, metavar="CELL", help="<arm>-<seed>, or <study>/<arm>-<seed>.")
 def download(cell: str) -> None:
-    """Bring a run's outputs (record, curve, weights) here from the DVC remote.
+    """Bring a run's outputs (record, curve, weights) here from the DVC remote, else record and curve from MLflow.
 
-    Without a study, the cell is one of the study that params.yaml names. Whoever ran it has pushed (`dvc push`, while
-    the study was open: after its run, before that of another) and committed its lock file (`muon commit`).
+    Without a study, the cell is one of the study that params.yaml names. A shell pattern (`'<study>/*'`) stands for all
+    cells of the study that have been run. Whoever ran them has pushed (`dvc push`, while the study was open: after its
+    run, before that of another) and committed its lock file (`muon commit`). What the remote lacks is looked for in
+    MLflow and laid into downloads/<study>/<cell>; weights are in DVC only. How two clones share a study:
+    docs/sharing.md.
     """
     from muonlab.pipeline.layout import Layout
     from muonlab.pipeline.sharing import download as bring
 
-    click.echo(bring(Layout.find(), cell))
+    found = bring(Layout.find(), cell)
+    for folder in (*found.folders, *found.without_weights):
+        click.echo(folder)
+    if found.without_weights:
+        click.echo("muon: record and curve are from MLflow; the weights are only in DVC.", err=True)

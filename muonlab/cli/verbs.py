@@ -75,7 +75,10 @@ def pretrain(
     --no-adaptive and --rank-threshold belong to --orthonoise and --isotropic.
     """
     if ngpus > 1:
-        raise UsageError(f"--ngpus: found {ngpus}; a run trains on one device for now, so leave it out or say 1.")
+        raise UsageError(
+            f"--ngpus: found {ngpus}; what is missing is training by several processes (DistributedDataParallel under "
+            "torchrun): a run trains on one device for now, so leave it out or say 1."
+        )
     noise = {
         "alpha": alpha,
         "schedule": "constant" if no_anneal else None,
@@ -104,7 +107,7 @@ def _run(
     dry_run: bool,
 ) -> None:
     from muonlab.pipeline.layout import Layout
-    from muonlab.pipeline.verbs import exp_run, leftovers, overrides, run_dvc, spoken
+    from muonlab.pipeline.verbs import exp_run, leftovers, overrides, run_dvc, size_by_run_length, spoken
 
     layout = Layout.find()
     given = {key: value for key, value in options.items() if value is not None}
@@ -116,6 +119,8 @@ def _run(
             "`git checkout HEAD params.yaml` takes it back.",
             err=True,
         )
+    if (size := size_by_run_length(layout, wanted)) is not None:
+        click.echo(f"muon: {size}.", err=True)
     click.echo(spoken(arguments))
     if not dry_run:
         click.echo(

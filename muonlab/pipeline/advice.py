@@ -142,6 +142,9 @@ def _next_seeds(
     standing: Standing, params: Params, challengers: dict[str, ArmAdvice], left: float | None
 ) -> dict[str, object]:
     study = standing.snapshot.study
+    if study.twin_of is not None:
+        stop = "Stop: a rehearsal decides nothing, and asks for no further pair"
+        return {"why": [f"{stop}; `muon study plan {study.twin_of}` prices the study itself."]}
     undecided = {arm: its for arm, its in challengers.items() if its.verdict is Verdict.INCONCLUSIVE}
     if not undecided:
         return {"why": ["Stop: every challenger is decided, and no further pair is asked for."]}

@@ -33,7 +33,7 @@ from muonlab.pipeline.layout import Layout
 from muonlab.pipeline.processes import provenance
 from muonlab.registry.canonical import canonical_json
 from muonlab.registry.cell import Cell
-from muonlab.registry.errors import CellsFailedError, IntegrityError, UsageError
+from muonlab.registry.errors import CellsFailedError, IntegrityError, MuonlabError, UsageError
 from muonlab.registry.files import file_sha256, write_atomically
 from muonlab.registry.record import CurvePoint, Hashes, RunRecord, Status
 
@@ -107,10 +107,21 @@ class CellScratch:
 
     def sweep(self) -> None:
         """Write the record of every attempt that was killed; the caller holds the lock."""
+        for folder, record in self._killed():
+            _write_record(folder, record)
+
+    def killed_unless_held(self) -> list[RunRecord]:
+        """What `sweep_unless_held` would write, without writing it."""
+        if (self.folder / "lock").exists():
+            with contextlib.suppress(Timeout), FileLock(self.folder / "lock", timeout=0):
+                return [record for _, record in self._killed()]
+        return []
+
+    def _killed(self) -> Iterator[tuple[Path, RunRecord]]:
         for folder in self.attempt_folders():
             if not (folder / "record.json").exists() and (folder / "start.json").exists():
                 start = _read(folder / "start.json")
-                _record_loss(
+                yield folder, _lost_record(
                     folder,
                     start["record"],
                     Purpose(**start["purpose"]),
@@ -139,7 +150,10 @@ class CellScratch:
         """Copy the finished bundle's files into a cell's output folder."""
         into.mkdir(parents=True, exist_ok=True)
         for name in BUNDLE_FILES:
-            shutil.copyfile(self.bundle / name, into / name)
+            # By another name until it is whole: `muon study status` may read the folder at any moment.
+            part = into / f".{name}.part"
+            shutil.copyfile(self.bundle / name, part)
+            os.replace(part, into / name)
 
     def discard(self) -> None:
         """Remove bundle and checkpoints once the outputs are safe elsewhere; the attempts' records stay."""
@@ -227,8 +241,16 @@ def train_cell(
             interrupted = isinstance(error, KeyboardInterrupt | SystemExit)
             status: Status = "abandoned" if interrupted else "failed"
             name = type(error).__name__
-            reason = f"interrupted ({name})" if interrupted else f"{name}: {error}"
-            _record_loss(folder, base, purpose, clock.state(), status=status, error=reason[:2000])
+            reason = f"interrupted ({name})" if interrupted else _reason(error, cell)
+            lost = _lost_record(folder, base, purpose, clock.state(), status=status, error=reason[:2000])
+            try:
+                _write_record(folder, lost)
+            except OSError as unwritten:  # the disk is full: the next start finds the attempt, and records it
+                raise MuonlabError(
+                    f"cell {cell.key} ({cell.digest[:12]}): attempt {number} ended at step {clock.step} with {reason}, "
+                    f"which cannot be recorded ({unwritten.strerror}); free space and start again: the next start "
+                    "records the attempt as abandoned and goes on from the last checkpoint."
+                ) from error
             if not interrupted:
                 raise CellsFailedError(
                     f"cell {cell.key} ({cell.digest[:12]}): attempt {number} failed at step {clock.step} with "
@@ -253,6 +275,13 @@ def train_cell(
                 ],
                 # In the ledger's order, or the snapshot made from the ledger would read as another one.
                 "orthogonalizers": dict(sorted(outcome.orthogonalizers.items())),
+                "computing": {
+                    "device": outcome.device,
+                    "precision": outcome.precision,
+                    "repeats": outcome.repeats,
+                    "seconds_by_part": {part: round(s, 3) for part, s in sorted(outcome.seconds_by_part.items())},
+                    "peak_memory_bytes": outcome.peak_memory_bytes,
+                },
                 "hashes": {
                     **base["hashes"],
                     "init": outcome.init_sha256,
@@ -276,7 +305,7 @@ def train_cell(
         (making / "manifest.json").write_text(canonical_json(manifest), encoding="utf-8")
         # The record first: killed between the two, the cell is trained again, to the same outcome. The other way
         # round, a finished attempt would be taken for an abandoned one.
-        write_atomically(folder / "record.json", record.model_dump_json(indent=2))
+        _write_record(folder, record)
         shutil.rmtree(scratch.bundle, ignore_errors=True)
         os.replace(making, scratch.bundle)
         shutil.rmtree(scratch.work, ignore_errors=True)
@@ -343,11 +372,11 @@ def read_progress(folder: Path) -> AttemptProgress | None:
     return AttemptProgress(**_read(path)) if path.exists() else None
 
 
-def _record_loss(
+def _lost_record(
     folder: Path, base: dict[str, Any], purpose: Purpose, reached: AttemptProgress, *, status: Status, error: str
-) -> None:
-    """Write the record of an attempt that ended without a result: how far it came, and what it cost."""
-    record = RunRecord.model_validate(
+) -> RunRecord:
+    """The record of an attempt that ended without a result: how far it came, and what it cost."""
+    return RunRecord.model_validate(
         {
             **base,
             "status": status,
@@ -362,6 +391,20 @@ def _record_loss(
             "error": error,
         }
     )
+
+
+def _reason(error: BaseException, cell: Cell) -> str:
+    """Why an attempt failed; where memory did not suffice, with the sizes for which it did not."""
+    told = f"{type(error).__name__}: {error}"
+    # torch.OutOfMemoryError on a GPU; on the processor a RuntimeError in these words; numpy's own is a MemoryError.
+    lacks_memory = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    if lacks_memory or "can't allocate memory" in told:
+        settings = cell.settings
+        return f"out of memory with a batch of {settings.batch_size} x {settings.data.sequence_length} tokens ({told})"
+    return told
+
+
+def _write_record(folder: Path, record: RunRecord) -> None:
     write_atomically(folder / "record.json", record.model_dump_json(indent=2))
 
 

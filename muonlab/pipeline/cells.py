@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 from muonlab.pipeline.attempts import CellScratch, Purpose, read_progress, train_cell
 from muonlab.pipeline.declare import purpose_of
 from muonlab.pipeline.evaluations import evaluate_now
 from muonlab.pipeline.layout import Layout
-from muonlab.pipeline.processes import die_with_ancestors
 from muonlab.pipeline.resolve import load_params, resolve_cell
 from muonlab.registry.cell import Cell
 from muonlab.registry.record import RunRecord
@@ -20,9 +20,10 @@ CURRENT = "exp"
 """The folder under runs/ and reports/ that belongs to the one cell of params.yaml, and to no study."""
 
 
-def adopt_or_train(layout: Layout, workload: str, arm: str, seed: int, *, into: Path) -> RunRecord:
+def adopt_or_train(layout: Layout, workload: str, arm: str, seed: int, *, into: Path) -> RunRecord | None:
     """Put the results of a cell into the folder `into`: adopted when a verified bundle waits, else trained now.
 
+    Under torchrun every process calls this; the first does it, and the others, which get None, compute with it.
     Adopting imports no torch. Raises UsageError for a wrong cell, CellsFailedError when training fails.
     """
     params = load_params(layout.params)
@@ -32,14 +33,28 @@ def adopt_or_train(layout: Layout, workload: str, arm: str, seed: int, *, into: 
     if record is not None:
         print(f"{cell.key}: already trained as cell {cell.digest[:12]}; taking it over.")
     else:
-        die_with_ancestors()
+        from muonlab.training.distributed import started_ranks  # imports torch
+
+        ranks = started_ranks()
+        if not ranks.writes:
+            follow(layout, cell)
+            return None
         folder = into.parent.name
         purpose = purpose_of(layout, cell, params.study if folder == CURRENT else folder)
+        purpose = replace(purpose, device_count=ranks.size)
         with start_follower(layout.main):
             record = train_in_sight(layout, cell, purpose)
         evaluate_now(layout, scratch.bundle, cell.settings, record, layout.data(workload))
     scratch.adopt(into)
     return record
+
+
+def follow(layout: Layout, cell: Cell) -> None:
+    """Train as one of torchrun's other processes: the first locks the cell, writes and reports for all."""
+    from muonlab.training.loop import train
+
+    data, work = layout.data(cell.workload), CellScratch(layout, cell.digest).work
+    train(cell, data, work, on_point=lambda _: None, on_progress=lambda _: None)
 
 
 def train_in_sight(layout: Layout, cell: Cell, purpose: Purpose) -> RunRecord:

@@ -6,6 +6,7 @@ under `runs/`, and the experiments that DVC keeps as git refs (a queue's, a coll
 
 from __future__ import annotations
 
+import functools
 import json
 import subprocess
 from collections.abc import Iterator
@@ -15,9 +16,20 @@ from pydantic import ValidationError
 
 from muonlab.pipeline.attempts import CellScratch
 from muonlab.pipeline.declare import current_registration, declared_params, read_registration
+from muonlab.pipeline.gates import gate_states
 from muonlab.pipeline.layout import Layout
 from muonlab.pipeline.reported import reported_snapshot
-from muonlab.pipeline.resolve import check_study, load_study, resolve_cell, resolve_optimizer, study_cells
+from muonlab.pipeline.resolve import (
+    check_study,
+    load_study,
+    read_declaration,
+    resolve_cell,
+    resolve_optimizer,
+    study_cells,
+)
+from muonlab.pipeline.selection import state_of
+from muonlab.pipeline.tuning_checks import check_tuning
+from muonlab.pipeline.tuning_results import arm_tunings
 from muonlab.registry import ledger
 from muonlab.registry.canonical import sha256_of
 from muonlab.registry.files import file_sha256
@@ -43,14 +55,18 @@ def collect(layout: Layout, slug: str, *, sweep: bool = True) -> Snapshot:
         return reported_snapshot(layout, study, judged_by=_judging_code(layout.root))
     params = declared_params(layout)
     check_study(params, study)
+    check_tuning(layout, study)
     findings: list[str] = []
     held = ledger.append(layout.ledger, _all_records(layout, findings, sweep=sweep))
+    # In an order of their own: that of the lines is another one in a clone that has merged them otherwise.
+    known = sorted(held.records, key=lambda r: (r.started_at, r.attempt_id))
     cells = [
         DeclaredCell(arm=cell.arm, seed=cell.seed, digest=cell.digest) for cell in study_cells(layout, params, study)
     ]
     digests = {cell.digest for cell in cells}
-    records = [r for r in held.records if r.cell_digest in digests or r.study == slug]
-    findings += held.findings
+    records = [r for r in known if r.cell_digest in digests or r.study == slug]
+    tuned, edited = arm_tunings(layout, params, study, known)
+    findings += [*held.findings, *edited]
     findings += _contradictions(records, cells, study)
     registration = read_registration(layout, slug)
     if registration is not None and not registration.is_whole:
@@ -71,9 +87,12 @@ def collect(layout: Layout, slug: str, *, sweep: bool = True) -> Snapshot:
         current_registration=current_registration(params, study),
         findings=sorted(set(findings)),
         notes=[*held.notes, *_without_outputs(layout, study, cells, records)],
-        left_out=_left_out(layout, params, study, held.records),
-        outside=_outside(study, cells, held.records),
-        ledger_sha256=file_sha256(layout.ledger) if layout.ledger.exists() else "",
+        left_out=_left_out(layout, params, study, known),
+        outside=_outside(study, cells, known),
+        tuning=tuned,
+        ledger_sha256=ledger.content_sha256(layout.ledger),
+        gates=gate_states(layout, study),
+        selection=state_of(layout, study, functools.partial(read_declaration, layout)),
         judged_by=_judging_code(layout.root),
     )
 

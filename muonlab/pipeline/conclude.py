@@ -24,6 +24,7 @@ from muonlab.registry.snapshot import Snapshot
 from muonlab.registry.study import Study
 from muonlab.reporting.index import IndexEntry, read_judged, render_index, summarize
 from muonlab.reporting.standing import Evaluation, Standing, judge, verdict_json, with_false_go
+from muonlab.reporting.tuning_report import read_tuned
 from muonlab.tracking import sync_once
 
 MLFLOW_LIMIT_S = 60.0
@@ -150,13 +151,16 @@ def index_entries(layout: Layout) -> list[IndexEntry]:
     """Every study that is declared or has a verdict, by name; a declaration is read only where there is no verdict."""
     declared = {path.parent.name for path in (layout.root / "experiments").glob("*/study.yaml")}
     judged = {path.parent.name for path in (layout.root / "reports").glob("*/verdict.json")} - {CURRENT}
-    return [_index_entry(layout, slug) for slug in sorted(declared | judged)]
+    tuned = {path.parent.name for path in (layout.root / "reports").glob("*/tuning.json")}
+    return [_index_entry(layout, slug) for slug in sorted(declared | judged | tuned)]
 
 
 def _index_entry(layout: Layout, slug: str) -> IndexEntry:
     try:
         if (judged := read_judged(layout.reports(slug))) is not None:
             return IndexEntry(slug, judged.summary.question, "judged", judged)
+        if (tuned := read_tuned(layout.reports(slug))) is not None:
+            return IndexEntry(slug, tuned.question, "tuning", tuned=tuned)
         study = load_study(layout, slug)
     except MuonlabError as error:
         return IndexEntry(slug, "", "foreign", reason=str(error))

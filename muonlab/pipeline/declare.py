@@ -6,14 +6,17 @@ with `dvc exp run -S` (which leaves params.yaml edited) never becomes the declar
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 import tempfile
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
 from pydantic import ValidationError
 
 from muonlab.pipeline.attempts import Purpose
+from muonlab.pipeline.gates import refuse_closed
 from muonlab.pipeline.layout import Layout
 from muonlab.pipeline.processes import git_state
 from muonlab.pipeline.resolve import (
@@ -36,13 +39,21 @@ from muonlab.registry.study import Study
 
 def declared_params(layout: Layout) -> Params:
     """params.yaml as the last commit has it, or as it lies here where there is no such commit."""
+    with committed_params(layout) as committed:
+        return load_params(committed or layout.params)
+
+
+@contextlib.contextmanager
+def committed_params(layout: Layout) -> Iterator[Path | None]:
+    """A copy of params.yaml as the last commit has it, for as long as the context lasts; None without such a commit."""
     shown = subprocess.run(["git", "show", "HEAD:./params.yaml"], cwd=layout.root, capture_output=True, check=False)
     if shown.returncode != 0:
-        return load_params(layout.params)
+        yield None
+        return
     with tempfile.TemporaryDirectory() as folder:
         committed = Path(folder) / "params.yaml"
         committed.write_bytes(shown.stdout)
-        return load_params(committed)
+        yield committed
 
 
 def refuse_uncommitted(params: Params, declared: Params, study: Study) -> None:
@@ -89,10 +100,10 @@ def read_registration(layout: Layout, slug: str) -> Registration | None:
         ) from None
 
 
-def register_now(layout: Layout, params: Params, study: Study) -> tuple[Registration, bool]:
+def register_now(layout: Layout, params: Params, study: Study, *, override: bool = False) -> tuple[Registration, bool]:
     """Register a declaration before its first run; returns the registration and whether it was made just now.
 
-    Raises UsageError when results exist under another declaration: that one stays.
+    Raises UsageError when results exist under another declaration, which stays, and at a closed gate (`register`).
     """
     now = current_registration(params, study)
     others = {
@@ -108,14 +119,15 @@ def register_now(layout: Layout, params: Params, study: Study) -> tuple[Registra
             "so; take the change back, or declare a new study (`muon study new`)."
         )
     before = read_registration(layout, study.slug)
-    made = register(layout, params, study)
+    made = register(layout, params, study, override=override)
     return made, made != before
 
 
-def register(layout: Layout, params: Params, study: Study) -> Registration:
+def register(layout: Layout, params: Params, study: Study, *, override: bool = False) -> Registration:
     """Register the declaration unless it is registered; before any result, a changed declaration replaces it.
 
-    Once the ledger holds a result of the study, the first registration stays for good.
+    Once the ledger holds a result of the study, the first registration stays for good. Raises UsageError where a gate
+    of the study is closed, unless `override`, which the registration then holds.
     """
     held = read_registration(layout, study.slug)
     now = current_registration(params, study)
@@ -124,11 +136,13 @@ def register(layout: Layout, params: Params, study: Study) -> Registration:
             return held
         if any(r.registration == held.registration and r.is_result for r in ledger.read(layout.ledger).records):
             return held
+    commit = git_state(layout.main)[0]
     made = Registration(
         registration=now,
         registered_at=datetime.now(UTC).isoformat(timespec="seconds"),
-        commit=git_state(layout.main)[0],
+        commit=commit,
         declaration={"study": study.declaration(), **resolved_arms(params, study)},
+        overrides=refuse_closed(layout, study, commit, override=override),
     )
     path = layout.main / "experiments" / study.slug / "registration.json"
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -26,6 +26,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing
 from typing import Literal, NamedTuple
 
+from muonlab.pipeline import merging
 from muonlab.pipeline.answer import Answer, Facts
 from muonlab.pipeline.fingerprint import accelerator
 from muonlab.pipeline.layout import Layout
@@ -94,6 +95,7 @@ def examine(layout: Layout) -> Doctor:
         _git(layout),
         _identity(layout, "user.name", "muonlab"),
         _identity(layout, "user.email", "muonlab@localhost"),
+        *_merging(layout),
         *_dvc(layout),
         _mlflow(layout),
     ]
@@ -200,6 +202,19 @@ def _identity(layout: Layout, key: str, default: str) -> Check:
     return Check(name=f"git {key}", state="problem", found=found, fix=f"git config {key} {default}", automatic=True)
 
 
+def _merging(layout: Layout) -> Iterator[Check]:
+    """Whether git merges here what .gitattributes leaves to muonlab."""
+    path = layout.root / ".gitattributes"
+    if not path.exists() or "merge=muonlab" not in path.read_text(encoding="utf-8"):
+        return
+    if merging.is_set_up(layout.main):
+        yield Check(name="git merge", state="ok", found="results of two clones are merged by muonlab")
+        return
+    found = "git does not know how to merge the results of two clones; a pull may leave conflicts"
+    fix = shlex.join([sys.executable, "-m", "muonlab.pipeline.merging"])
+    yield Check(name="git merge", state="note", found=found, fix=fix, automatic=True)
+
+
 def _dvc(layout: Layout) -> list[Check]:
     try:
         from dvc.config import Config
@@ -291,13 +306,7 @@ def seconds_per_step(params: Params, workload: str, arm: str) -> float:
     torch.set_num_threads(1)  # as the trainer does
     shape = (settings.batch_size, settings.data.sequence_length + 1)
     tokens = torch.randint(settings.data.vocab_size, shape, generator=torch.Generator().manual_seed(0))
-    model = models.build(
-        settings.model,
-        vocab_size=settings.data.vocab_size,
-        sequence_length=settings.data.sequence_length,
-        seed=0,
-        weights=settings.weights,
-    )
+    model = models.build(settings, seed=0)
     optimizer = optim.build(spec.kind, model, seed=0, **{**spec.options, "diagnose_every": 0})
     times = []
     for _ in range(1 + TIMED_STEPS):

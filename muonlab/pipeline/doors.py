@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 from muonlab.pipeline.layout import Layout
 from muonlab.registry.errors import CellsFailedError, UsageError
+from muonlab.registry.files import write_atomically
 from muonlab.registry.study import Study
 
 HIDE_ALL = "experiments/*/dvc.yaml"
@@ -39,7 +40,9 @@ def grid_text(study: Study) -> str:
 def write_grid(layout: Layout, study: Study) -> None:
     """Write a study's dvc.yaml where it differs from what its declaration asks for."""
     if not _grid_matches(layout, study):
-        (layout.study(study.slug) / "dvc.yaml").write_text(grid_text(study), encoding="utf-8")
+        path = layout.study(study.slug) / "dvc.yaml"
+        path.parent.mkdir(parents=True, exist_ok=True)  # of a twin, which has no study.yaml, it may not be there
+        write_atomically(path, grid_text(study), durable=False)
 
 
 def check_grid(layout: Layout, study: Study) -> None:
@@ -77,7 +80,7 @@ def set_open_studies(layout: Layout, slugs: list[str]) -> None:
     kept = [line for line in lines if line != HIDE_ALL and not line.startswith("!experiments/")]
     text = "\n".join([*kept, HIDE_ALL, *(f"!experiments/{slug}/dvc.yaml" for slug in slugs)]) + "\n"
     if not path.exists() or path.read_text(encoding="utf-8") != text:
-        path.write_text(text, encoding="utf-8")
+        write_atomically(path, text, durable=False)
 
 
 def dvc_environment(layout: Layout) -> dict[str, str]:
@@ -92,7 +95,7 @@ def dvc(layout: Layout, *arguments: str, show: Callable[[str], bool] = lambda li
     Raises CellsFailedError with the command's last words when it fails.
     """
     process = subprocess.Popen(
-        [sys.executable, "-m", "dvc", *arguments],
+        [sys.executable, "-m", "muonlab.pipeline.dvc_child", str(os.getpid()), *arguments],
         cwd=layout.root,
         env=dvc_environment(layout),
         stdout=subprocess.PIPE,

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from muonlab.pipeline.attempts import WEIGHTS
 from muonlab.pipeline.layout import Layout
+from muonlab.pipeline.processes import die_with_parent
 from muonlab.registry.canonical import sha256_of
 from muonlab.registry.files import file_sha256, write_atomically
 from muonlab.registry.record import RunRecord
@@ -73,7 +74,8 @@ def evaluate_folders(
     elif missing:
         # Spawned, not forked: torch's threads do not survive a fork.
         context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(min(workers, len(missing)), mp_context=context) as pool:
+        # Else they would wait for ever for a parent that was killed.
+        with ProcessPoolExecutor(min(workers, len(missing)), context, initializer=die_with_parent) as pool:
             tasks = [pool.submit(_evaluate_into, weights, path, settings, data_dir) for weights, path in missing]
             for number, task in enumerate(tasks, start=1):
                 task.result()

@@ -12,9 +12,7 @@ Nothing heavy is imported: a fingerprint takes a fraction of a second.
 
 from __future__ import annotations
 
-import ast
 import functools
-import hashlib
 import importlib.metadata
 import json
 import platform
@@ -24,7 +22,9 @@ from pathlib import Path
 
 from muonlab.pipeline.layout import Layout
 from muonlab.registry.canonical import sha256_of
+from muonlab.registry.files import write_atomically
 from muonlab.registry.settings import Params
+from muonlab.registry.syntax import syntax_sha256
 
 LIBRARIES = ("numpy", "safetensors", "scipy", "torch", "transformers")
 
@@ -42,7 +42,7 @@ def write_fingerprints(layout: Layout, params: Params) -> None:
         }
         path = layout.fingerprint(arm)
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        write_atomically(path, json.dumps(content, indent=2) + "\n", durable=False)
 
 
 def code_files(root: Path, kind: str) -> list[Path]:
@@ -56,22 +56,13 @@ def code_files(root: Path, kind: str) -> list[Path]:
 def code_fingerprint(root: Path, kind: str) -> str:
     """SHA-256 (hex) of the program that trains with the optimizer `kind`, without comments and docstrings."""
     return sha256_of(
-        {str(path.relative_to(root)): _syntax_sha256(path, path.stat().st_mtime_ns) for path in code_files(root, kind)}
+        {str(path.relative_to(root)): _syntax(path, path.stat().st_mtime_ns) for path in code_files(root, kind)}
     )
 
 
 @functools.cache  # dozens of named optimizers share these files
-def _syntax_sha256(path: Path, mtime_ns: int) -> str:
-    tree = ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-            # Also the strings under attributes: an expression that is a bare constant computes nothing.
-            node.body = [line for line in node.body if not _is_bare_string(line)] or [ast.Pass()]
-    return hashlib.sha256(ast.dump(tree).encode()).hexdigest()
-
-
-def _is_bare_string(line: ast.stmt) -> bool:
-    return isinstance(line, ast.Expr) and isinstance(line.value, ast.Constant) and isinstance(line.value.value, str)
+def _syntax(path: Path, mtime_ns: int) -> str:
+    return syntax_sha256(path)
 
 
 def environment() -> dict[str, str]:

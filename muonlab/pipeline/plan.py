@@ -1,11 +1,8 @@
 """What a run of a study would do, and what it would cost, without doing any of it.
 
-    seconds of a cell = steps * median seconds a step of the finished cells of its arm on its workload
-    cost              = seconds / 3600 * price of a GPU hour
-
 A cell is in place, restored (its outputs come back from DVC's run cache), waiting (trained, and taken over by DVC at
-the next run) or to train. Finished cells are those of the ledger and of scratch/; of another arm where its own has
-none, of another machine where this one has none, and the plan says so. Without any, the price is unknown.
+the next run) or to train. What the latter will take follows from the pace of finished runs, or else from the declared
+one (`muonlab.pipeline.price`); what was spent includes attempts that failed or were killed.
 
 The question goes to DVC in a shadow of the repository: a temporary folder that links to its data, code and outputs,
 and in which what `muon study run` would first bring up to date (grid, fingerprints) is written.
@@ -15,27 +12,37 @@ from __future__ import annotations
 
 import math
 import shutil
-import statistics
 import tempfile
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal
 
 from muonlab.pipeline import doors
 from muonlab.pipeline.answer import Answer, Facts
 from muonlab.pipeline.attempts import CellScratch, Purpose
 from muonlab.pipeline.evaluations import read_record
 from muonlab.pipeline.fingerprint import write_fingerprints
+from muonlab.pipeline.gates import gates_of
 from muonlab.pipeline.layout import Layout
-from muonlab.pipeline.processes import device_name
-from muonlab.pipeline.resolve import grid_points, study_cells
+from muonlab.pipeline.parts import chosen_cells
+from muonlab.pipeline.price import (
+    Pace,
+    Price,
+    by_run_length,
+    declared_grid,
+    hours,
+    price_at_n_max,
+    price_of_study,
+    size_text,
+    too_small_a_budget,
+)
+from muonlab.pipeline.resolve import TRAINING_OPTIONS, resolve_settings, study_cells
 from muonlab.pipeline.running import ended_attempts, running
-from muonlab.pipeline.study_run import check
+from muonlab.pipeline.study_run import check_names
 from muonlab.registry.cell import Cell
 from muonlab.registry.errors import OverBudgetError
-from muonlab.registry.record import RunRecord
 from muonlab.registry.settings import Params
 from muonlab.registry.study import Study
 from muonlab.reporting.wording import count, duration, money
@@ -62,10 +69,31 @@ class PlannedCell(Facts):
     """Of training it; null where it is not trained, or no finished cell tells."""
 
 
+class RunSize(Facts):
+    """How much one run of the study trains."""
+
+    steps: int
+    batch_size: int
+    """Sequences a step."""
+    sequence_length: int
+    """Tokens a sequence."""
+    examples: int | None
+    """Blocks of sequence_length tokens that are trained on; null: all."""
+    by_run_length: list[str]
+    """Which of batch_size and examples are those that the workload declares for so many steps."""
+    warmup_steps: int
+    own_warmup_steps: dict[str, int]
+    """Arm -> its own warm-up, where it has one."""
+    text: str
+    """The same in words."""
+
+
 class Plan(Answer):
     """What `muon study run` would do. Cost in USD."""
 
     study: str
+    workload: str
+    size: RunSize
     cells: list[PlannedCell]
     counts: dict[str, int]
     """State -> number of cells."""
@@ -78,10 +106,14 @@ class Plan(Answer):
     gpu_hours: float | None
     expected_cost_usd: float | None
     estimated_from: str
-    """Which finished cells the estimate rests on."""
+    """Which finished runs, or whose declaration, the estimates rest on."""
+    whole: Price
+    """Of every declared run, whether it is done or not."""
+    at_n_max: Price | None
+    """Of all runs that a sequential plan can come to."""
     price_usd_per_gpu_hour: float
     spent_usd: float
-    """By all attempts at the study's cells and in its name, failed ones included."""
+    """By all attempts at the study's cells and in its name, failed and killed ones included."""
     budget_usd: float
     budget_left_usd: float | None
     """Null where the study has no price, so that no budget holds."""
@@ -102,6 +134,8 @@ class Plan(Answer):
                 yield f"  {len(found):4} {words}: {_named(found)}"
         for note in self.notes:
             yield f"  {note}"
+        yield f"Each run on {self.workload}: {self.size.text}."
+        yield self._whole()
         if not self.counts["to_train"]:
             yield "Nothing to train."
         elif self.expected_seconds is None or self.elapsed_seconds is None or self.gpu_hours is None:
@@ -109,17 +143,29 @@ class Plan(Answer):
         else:
             yield (
                 f"Expected: {duration(self.expected_seconds)} of computing{self._dollars(self.gpu_hours)}, about "
-                f"{duration(self.elapsed_seconds)} with {self.jobs} side by side; from {self.estimated_from}."
+                f"{duration(self.elapsed_seconds)} with {self.jobs} side by side; {self.estimated_from}."
             )
+        yield self._price()
         yield self._budget()
         if self.over_budget:
             yield self.over_budget
+
+    def _whole(self) -> str:
+        price = self.price_usd_per_gpu_hour
+        rate = f" at {money(price)} an hour" if price > 0 and self.whole.cost_usd is not None else ""
+        most = "" if self.at_n_max is None else f"; at n_max {self.at_n_max.text(price)}"
+        return f"The whole study: {self.whole.text(price)}{rate}{most}."
 
     def _dollars(self, gpu_hours: float) -> str:
         if self.expected_cost_usd is None or self.price_usd_per_gpu_hour == 0:
             return ""
         price = self.price_usd_per_gpu_hour
-        return f" ({gpu_hours:.3g} GPU hours, {money(self.expected_cost_usd)} at ${price:g} an hour)"
+        return f" ({hours(gpu_hours)}, {money(self.expected_cost_usd)} at {money(price)} an hour)"
+
+    def _price(self) -> str:
+        if self.price_usd_per_gpu_hour == 0:
+            return "Price: none is declared; seconds are counted."
+        return f"Price: {money(self.price_usd_per_gpu_hour)} a GPU hour."
 
     def _budget(self) -> str:
         limit = "" if self.max_cost_usd is None else f" --max-cost: {money(self.max_cost_usd)}."
@@ -131,16 +177,21 @@ class Plan(Answer):
         )
 
 
-def make_plan(layout: Layout, slug: str, *, jobs: int, max_cost_usd: float | None = None) -> Plan:
-    """Say what running the study would do. Trains nothing and writes nothing in the repository.
+def make_plan(
+    layout: Layout, slug: str, *, jobs: int, max_cost_usd: float | None = None, only: Sequence[str] = ()
+) -> Plan:
+    """Say what running the study, or `only` some cells of it, would do. Trains nothing and writes nothing in it.
 
     Raises UsageError where the run would be refused, and for results reported by others, of which nothing is trained.
     """
-    params, study = check(layout, slug)
+    params, study = check_names(layout, slug)
+    chosen = set(chosen_cells(study, only))
     records = ended_attempts(layout)
-    pace = Pace.of(records, study.workload)
-    steps = params.workloads[study.workload].settings.steps
-    notes = []
+    workload = params.workloads[study.workload]
+    pace = Pace.of(records, study.workload, workload)
+    steps = workload.settings.steps
+    notes = [] if study.twin_of is None else [f"A rehearsal of {study.twin_of}, about which it decides nothing."]
+    notes += [line for gate in gates_of(layout, study) for line in gate.lines()]
     with _shadow(layout, params, study) as shadow:
         asked = doors.in_place(shadow, study)
         cells = study_cells(shadow, params, study) if asked.data else []
@@ -153,53 +204,41 @@ def make_plan(layout: Layout, slug: str, *, jobs: int, max_cost_usd: float | Non
     if now := sum(cell.digest in digests for cell in running(layout, gpu=False).cells):
         notes.append(f"Of the cells to train, {now} {'is' if now == 1 else 'are'} being trained now: `muon status`.")
     known = {r.cell_digest for r in records if r.is_result} if study.kind == "tuning" else set()
+    if only:
+        notes.append(f"Of the study's cells, --only chooses {len(chosen)} of {len(study.arms) * len(study.seeds)}.")
     planned = []
     for index, (arm, seed, options) in enumerate(declared_grid(study)):
+        if f"{arm}-{seed}" not in chosen:
+            continue
         state = _state(layout, study, cells[index], asked.cells, known) if cells else "to_train"
         expected = pace.seconds(arm, steps) if state == "to_train" else None
         planned.append(PlannedCell(arm=arm, seed=seed, options=options, state=state, expected_seconds=expected))
     spent = math.fsum(r.cost_usd for r in records if r.study == slug or r.cell_digest in digests)
-    return _priced(study, planned, pace.source, notes, spent=spent, jobs=jobs, max_cost_usd=max_cost_usd)
+    size = size_of_runs(params, study)
+    small = too_small_a_budget(study, records, pace, steps)
+    return _priced(study, size, planned, pace, notes, small, spent=spent, jobs=jobs, max_cost_usd=max_cost_usd)
 
 
-def declared_grid(study: Study) -> Iterator[tuple[str, int, dict[str, Any]]]:
-    """(arm, seed, tuned options) of every cell, in the order of `study_cells`."""
-    for seed in study.seeds:
-        for arm in study.arms:
-            for point in grid_points(study) if study.kind == "tuning" else [{}]:
-                yield arm, seed, point
-
-
-class Pace(NamedTuple):
-    """How fast finished cells were: seconds a step of each arm, and where that is from."""
-
-    by_arm: dict[str, float]
-    overall: float | None
-    source: str
-
-    @classmethod
-    def of(cls, records: Iterable[RunRecord], workload: str) -> Pace:
-        """The pace of the finished attempts on a workload; those made on this machine's device, if there are any."""
-        found = [r for r in records if r.workload == workload and r.is_result and r.final_step > r.resumed_from_step]
-        if not found:
-            return cls({}, None, f"no run of {workload} is recorded yet")
-        device = device_name()
-        here = [r for r in found if r.provenance.device == device]
-        by_arm: dict[str, list[float]] = defaultdict(list)
-        for r in here or found:
-            by_arm[r.arm].append(r.wall_seconds / (r.final_step - r.resumed_from_step))
-        others = ", ".join(sorted({r.provenance.device for r in found}))
-        where = "on this device" if here else f"on another device than this one ({others})"
-        return cls(
-            {arm: statistics.median(found) for arm, found in by_arm.items()},
-            statistics.median(pace for found in by_arm.values() for pace in found),
-            f"the median pace of {count(len(here or found), 'finished run')} of {workload} {where}",
-        )
-
-    def seconds(self, arm: str, steps: int) -> float | None:
-        """Seconds to expect for `steps` steps of the arm; at the pace of all arms where it has no run."""
-        pace = self.by_arm.get(arm, self.overall)
-        return None if pace is None else steps * pace
+def size_of_runs(params: Params, study: Study) -> RunSize:
+    """How much one run trains, and which arms have a warm-up of their own."""
+    settings = params.workloads[study.workload].settings
+    own = {
+        arm: resolve_settings(params, study.workload, arm).warmup_steps
+        for arm in study.arms
+        if "warmup_steps" in TRAINING_OPTIONS & params.optimizers[arm].keys()
+    }
+    apart = ", ".join(f"{arm} {steps}" for arm, steps in own.items())
+    return RunSize(
+        steps=settings.steps,
+        batch_size=settings.batch_size,
+        sequence_length=settings.data.sequence_length,
+        examples=settings.examples,
+        by_run_length=by_run_length(settings),
+        warmup_steps=settings.warmup_steps,
+        own_warmup_steps=own,
+        text=f"{size_text(settings)}; {count(settings.warmup_steps, 'step')} of warm-up"
+        + (f", but of {apart}" if own else ""),
+    )
 
 
 def _state(layout: Layout, study: Study, cell: Cell, in_dvc: set[str], known: set[str]) -> State:
@@ -214,9 +253,11 @@ def _state(layout: Layout, study: Study, cell: Cell, in_dvc: set[str], known: se
 
 def _priced(
     study: Study,
+    size: RunSize,
     cells: list[PlannedCell],
-    source: str,
+    pace: Pace,
     notes: list[str],
+    small: str | None,
     *,
     spent: float,
     jobs: int,
@@ -227,10 +268,12 @@ def _priced(
     seconds = None if None in times else math.fsum(time for time in times if time is not None)
     cost = None if seconds is None else Purpose(study.slug, None, price).cost_usd(seconds)
     left = max(0.0, study.budget_usd - spent) if price > 0 else None
-    over = _over_budget(study, cost, left, max_cost_usd) if times else None
+    over = f"Over budget: {small}" if small else _over_budget(study, cost, left, max_cost_usd) if times else None
     longest = max((time for time in times if time is not None), default=0.0)
     return Plan(
         study=study.slug,
+        workload=study.workload,
+        size=size,
         cells=cells,
         counts={state: sum(cell.state == state for cell in cells) for state in WORDS},
         jobs=jobs,
@@ -238,7 +281,9 @@ def _priced(
         elapsed_seconds=None if seconds is None else max(longest, seconds / jobs),
         gpu_hours=None if seconds is None else seconds / 3600,
         expected_cost_usd=cost,
-        estimated_from=source,
+        estimated_from=pace.source,
+        whole=price_of_study(study, pace, size.steps),
+        at_n_max=price_at_n_max(study, pace, size.steps),
         price_usd_per_gpu_hour=price,
         spent_usd=spent,
         budget_usd=study.budget_usd,

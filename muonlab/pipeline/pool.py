@@ -55,6 +55,14 @@ class PoolState:
     running_cost_usd: float = 0.0
 
 
+class TrainingStoppedError(OverBudgetError):
+    """Training was stopped at its limit of cost; what was trained until then is kept."""
+
+    def __init__(self, message: str, state: PoolState) -> None:
+        super().__init__(message)
+        self.state = state
+
+
 def train_all(
     layout: Layout,
     jobs: Sequence[Job],
@@ -65,7 +73,7 @@ def train_all(
 ) -> PoolState:
     """Train all jobs with `workers` processes; return how they ended.
 
-    `on_change` is called about once a second and after each ending. Raises OverBudgetError, after stopping the
+    `on_change` is called about once a second and after each ending. Raises TrainingStoppedError, after stopping the
     workers, when the cost of these attempts reaches `max_cost_usd`; what was trained stays.
     """
     state = PoolState(waiting=list(jobs))
@@ -95,10 +103,11 @@ def train_all(
             on_change(state)
             spent = state.cost_usd + state.running_cost_usd
             if max_cost_usd is not None and spent >= max_cost_usd:
-                raise OverBudgetError(
+                raise TrainingStoppedError(
                     f"the cost so far, ${spent:.2f}, has reached the limit of "
                     f"${max_cost_usd:.2f}; training was stopped with {len(state.waiting)} cells not begun, and what "
-                    "was trained is kept. Raise budget_usd or --max-cost to go on."
+                    "was trained is kept. Raise budget_usd or --max-cost to go on.",
+                    state,
                 )
             _wait_for_news(crew)
     finally:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ctypes
+import difflib
+import hashlib
 import os
 import platform
 import signal
@@ -11,8 +13,10 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import psutil
+import yaml
 
 from muonlab.registry.record import Provenance
 
@@ -39,6 +43,8 @@ def die_with_ancestors(poll_s: float = 0.5) -> None:
             if "dvc" in " ".join(ancestor.cmdline()[:3]):
                 break
         else:
+            if "DVC_ROOT" in os.environ:  # dvc started this and died before it could be watched
+                os.kill(os.getpid(), signal.SIGKILL)
             watched = watched[:1]  # not under dvc: the shell above is a person's
     except psutil.Error:
         return
@@ -58,19 +64,121 @@ def die_with_ancestors(poll_s: float = 0.5) -> None:
 
 
 CODE_PATHS = ("optim", "muonlab", "stages", "pyproject.toml", "constraints.txt")
+DECLARED_PATHS = ("params.yaml", "dvc.yaml", "data/dvc.yaml", ":(glob)experiments/*/study.yaml")
+"""What declares: results, lock files and the files that are made from these (grids, .dvcignore) are not among them."""
+
+ONE_CELL = ("optimizer", "seed", "workload", "study")
+"""The keys of params.yaml that name the one cell of `dvc exp run`, which leaves them behind."""
+
+
+PLAIN_DIFF = (
+    "--no-color", "--no-ext-diff", "--no-textconv", "--no-renames", "--full-index", "--binary", "--relative",
+    "--src-prefix=a/", "--dst-prefix=b/", "--unified=3", "--inter-hunk-context=0", "--diff-algorithm=myers",
+    "--indent-heuristic",
+)  # fmt: skip
+"""What git does by default, whatever a user's configuration says: the hash of a diff must not depend on it."""
+
+
+def _git(root: Path, *arguments: str) -> bytes:
+    return subprocess.run(["git", *arguments], cwd=root, capture_output=True, check=True).stdout
 
 
 def git_state(root: Path) -> tuple[str | None, bool | None]:
     """Commit that is checked out, and whether tracked code differs from it; nulls outside git."""
-
-    def git(*arguments: str) -> str:
-        done = subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True, check=True)
-        return done.stdout.strip()
-
     try:
-        return git("rev-parse", "HEAD"), bool(git("status", "--porcelain", "--", *CODE_PATHS))
+        commit = _git(root, "rev-parse", "HEAD").decode().strip()
+        return commit, bool(_git(root, "status", "--porcelain", "--", *CODE_PATHS).strip())
     except (OSError, subprocess.CalledProcessError):
         return None, None
+
+
+class Difference(NamedTuple):
+    """How the tree differs from the commit that is checked out, in what can change or declare a run."""
+
+    files: list[str]
+    """Tracked ones that differ."""
+    sha256: str | None
+    """Of their `git diff HEAD`; null where none differs."""
+    untracked: list[str]
+    """Code that git does not know."""
+
+
+def difference(root: Path) -> Difference:
+    """What of code and declarations is not as committed; nothing outside git.
+
+    Of the declarations counts what they say: not their layout and comments, not the one cell's keys in params.yaml and
+    not the seeds of a sequential plan, which are no part of its declaration.
+    """
+    try:
+        paths = (*CODE_PATHS, *DECLARED_PATHS)
+        names = _names(_git(root, "diff", "HEAD", "--name-only", "-z", "--relative", "--", *paths))
+        changes = {}
+        for name in names:
+            if name == "params.yaml" or name.startswith("experiments/"):
+                changes[name] = _change_of_declaration(root, name)
+            else:
+                changes[name] = _git(root, "diff", "HEAD", *PLAIN_DIFF, "--", name)
+        others = _names(_git(root, "ls-files", "--others", "--exclude-standard", "-z", "--", *CODE_PATHS))
+    except (OSError, subprocess.CalledProcessError):
+        return Difference([], None, [])
+    changed = {name: change for name, change in changes.items() if change}
+    sha256 = hashlib.sha256(b"".join(changed.values())).hexdigest() if changed else None
+    return Difference(list(changed), sha256, others)
+
+
+def _names(told: bytes) -> list[str]:
+    return [name for name in os.fsdecode(told).split("\0") if name]
+
+
+def _change_of_declaration(root: Path, name: str) -> bytes:
+    """The difference of what the file declares, as a diff of its plain YAML; nothing where it declares the same."""
+    try:
+        before = _git(root, "show", f"HEAD:./{name}")
+    except subprocess.CalledProcessError:
+        before = b""  # added, not committed yet
+    path = root / name
+    after = path.read_bytes() if path.exists() else b""
+    lines = difflib.unified_diff(_declares(name, before), _declares(name, after), f"a/{name}", f"b/{name}")
+    return "".join(lines).encode()
+
+
+def _declares(name: str, text: bytes) -> list[str]:
+    try:
+        content: Any = yaml.safe_load(text)
+    except (yaml.YAMLError, UnicodeDecodeError):
+        return text.decode(errors="replace").splitlines(keepends=True)
+    if not isinstance(content, dict):
+        return []
+    if name == "params.yaml":
+        content = {key: value for key, value in content.items() if key not in ONE_CELL}
+    study = content.get("study")
+    decision = study.get("decision") if isinstance(study, dict) else None
+    if isinstance(decision, dict) and decision.get("plan", "sequential") == "sequential":
+        content = {**content, "study": {key: value for key, value in study.items() if key != "seeds"}}
+    return yaml.safe_dump(content, sort_keys=False).splitlines(keepends=True)
+
+
+MOST_NAMED = 6
+
+
+def dirty_text(found: Difference) -> str | None:
+    """What is not as committed and what records say of it, in a sentence; None where nothing is."""
+    said = []
+    if found.files:
+        said.append(f"{_named(found.files)} not as committed")
+    if found.untracked:
+        said.append(f"{_named(found.untracked)} not in git")
+    if not said:
+        return None
+    kept = "that the code is not as committed" if found.sha256 is None else f"the hash of the diff, {found.sha256[:12]}"
+    return f"the tree is dirty: {' and '.join(said)}; every record of a run that is made now holds {kept}."
+
+
+def _named(files: list[str]) -> str:
+    from muonlab.reporting.wording import listed  # loads numpy, which no training process wants from here
+
+    more = [f"{len(files) - MOST_NAMED} more"] if len(files) > MOST_NAMED else []
+    return f"{listed([*files[:MOST_NAMED], *more])} {'is' if len(files) == 1 else 'are'}"
 
 
 def provenance(root: Path) -> Provenance:
@@ -81,6 +189,7 @@ def provenance(root: Path) -> Provenance:
     return Provenance(
         commit=commit,
         dirty=dirty,
+        diff_sha256=difference(root).sha256,
         python=platform.python_version(),
         torch=importlib.metadata.version("torch"),
         transformers=importlib.metadata.version("transformers"),

@@ -13,6 +13,8 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 import optim
+from muonlab.pipeline import gates, selection, twins
+from muonlab.pipeline.grid_check import check_grid
 from muonlab.pipeline.layout import Layout
 from muonlab.registry.cell import Cell, Inputs, OptimizerSpec
 from muonlab.registry.errors import UsageError, explain, unknown_name
@@ -127,10 +129,28 @@ def parse_seed(text: str) -> int:
 
 
 def load_study(layout: Layout, slug: str) -> Study:
-    """Read and check a study's declaration; raises UsageError with one sentence."""
-    declared = sorted(path.parent.name for path in (layout.root / "experiments").glob("*/study.yaml"))
+    """Read and check a study's declaration, or derive the twin that the slug names; UsageError with one sentence."""
+    declared = declared_slugs(layout)
+    read = functools.partial(read_declaration, layout)
     if slug not in declared:
-        raise unknown_name("experiments", "study", slug, declared)
+        twin = twins.find_twin(slug, declared, read)
+        if twin is None:
+            raise unknown_name("experiments", "study", slug, declared)
+        return twin
+    study = read(slug)
+    twins.refuse_unfit(study, declared, read)
+    gates.refuse_unfit(study, declared, read)
+    selection.refuse_unfit(study, declared, read)
+    return study
+
+
+def declared_slugs(layout: Layout) -> list[str]:
+    """The studies that have a study.yaml, by name: twins, which have none, are not among them."""
+    return sorted(path.parent.name for path in (layout.root / "experiments").glob("*/study.yaml"))
+
+
+def read_declaration(layout: Layout, slug: str) -> Study:
+    """What a study.yaml says, whatever other studies say; raises UsageError with one sentence."""
     where = f"experiments/{slug}/study.yaml"
     content = read_yaml(layout.study(slug) / "study.yaml", where=where)
     if not isinstance(content.get("study"), dict) or set(content) != {"study"}:
@@ -140,22 +160,30 @@ def load_study(layout: Layout, slug: str) -> Study:
     except ValidationError as error:
         raise explain(error, where, prefix="study") from None
     if study.slug != slug:
+        if study.slug in declared_slugs(layout):
+            raise UsageError(
+                f"{where}: slug is {study.slug!r}, which is the study in experiments/{study.slug}; two studies cannot "
+                f"share a slug: give this one its folder's name, {slug!r}."
+            )
         raise UsageError(f"{where}: slug is {study.slug!r} but the folder is {slug!r}; make them equal.")
     return study
 
 
 def check_study(params: Params, study: Study) -> None:
-    """Check that the names in a study are declared in params.yaml and that its arms can be built.
+    """Check that the names in a study are declared in params.yaml, and that its arms can be built; its twins' likewise.
 
     Raises UsageError with one sentence, also for a study of reported results: no cell of it can be made.
     """
-    where = f"experiments/{study.slug}/study.yaml"
+    where = f"experiments/{study.twin_of or study.slug}/study.yaml"
     if study.provenance == "reported":
         raise UsageError(
             f"{where}: provenance is 'reported': its runs were made elsewhere, so that there is nothing to register, "
             f"train or restore; `muon study run {study.slug}` reads and reports them."
         )
-    find_workload(params, study.workload, where=f"{where}: study.workload")
+    field = "workload" if study.twin_of is None else f"twins.{study.slug.removeprefix(f'{study.twin_of}-')}.workload"
+    find_workload(params, study.workload, where=f"{where}: study.{field}")
+    if study.kind == "tuning":
+        check_grid(params, study, grid_points(study), where=where)
     for arm in study.arms:
         role = study.role(arm)
         overrides = {key: values[0] for key, values in study.grid.items()} if study.kind == "tuning" else None
@@ -163,6 +191,8 @@ def check_study(params: Params, study: Study) -> None:
         resolve_settings(params, study.workload, arm)
     if study.on_archive is not None and study.on_archive not in params.optimizers:
         raise unknown_name(f"{where}: study.on_archive", "optimizer", study.on_archive, params.optimizers)
+    for name in study.twins:
+        check_study(params, study.twin(name))
 
 
 def resolve_cell(

@@ -190,10 +190,13 @@ def _spending(layout: Layout, cells: list[RunningCell]) -> list[StudySpending]:
 
 
 def ended_attempts(layout: Layout) -> list[RunRecord]:
-    """Every attempt that has ended: the ledger's, and those of this machine that are not in it yet. Writes nothing."""
+    """Every attempt that has ended: the ledger's, and those of this machine that are not in it yet. Writes nothing.
+
+    Those that were killed are among them, whether or not their record was written since.
+    """
     held = ledger.read(layout.ledger).records
     known = {record.attempt_id for record in held}
-    new = (record for scratch in _scratches(layout) for record in scratch.records())
+    new = (r for scratch in _scratches(layout) for r in (*scratch.records(), *scratch.killed_unless_held()))
     return [*held, *(record for record in new if record.attempt_id not in known)]
 
 

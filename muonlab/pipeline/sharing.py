@@ -8,21 +8,29 @@ from __future__ import annotations
 
 import subprocess
 from collections.abc import Iterator
-from fnmatch import fnmatch
+from fnmatch import fnmatch, fnmatchcase
+from typing import NamedTuple
 
 from muonlab.pipeline import doors
 from muonlab.pipeline.answer import Answer
 from muonlab.pipeline.cells import CURRENT
+from muonlab.pipeline.gates import ARCHIVE
 from muonlab.pipeline.layout import Layout
 from muonlab.pipeline.resolve import load_params, load_study
-from muonlab.registry.errors import IntegrityError, UsageError, unknown_name
+from muonlab.registry import ledger
+from muonlab.registry.errors import CellsFailedError, IntegrityError, UsageError, unknown_name
+from muonlab.registry.record import RunRecord
+from muonlab.registry.study import Study
+from muonlab.registry.yamlfile import read_yaml
 from muonlab.reporting.wording import count
 
 LEDGER = "experiments/ledger.jsonl"
 SHARED = (
     LEDGER,
+    ARCHIVE,
     "experiments/*/registration.json",
     "experiments/*/results.csv",
+    "experiments/*/dvc.yaml",
     "experiments/*/dvc.lock",
     "data/dvc.lock",
     "dvc.lock",
@@ -107,34 +115,102 @@ def _git(layout: Layout, *arguments: str) -> str:
     return done.stdout
 
 
-def download(layout: Layout, cell: str) -> str:
-    """Bring a cell's outputs back from DVC's default remote; return their folder in the repository.
+DOWNLOADS = "downloads"
+"""Where what MLflow has of runs lies, by study and cell; neither git nor DVC looks there."""
 
-    `cell` is `<arm>-<seed>` of the study that params.yaml names, or `<study>/<arm>-<seed>`. Raises UsageError for a
-    cell that no grid holds, without a remote, and where the last commit's lock file does not name the outputs.
+
+class Downloaded(NamedTuple):
+    """Where the outputs of cells lie now, as folders in the repository."""
+
+    folders: list[str]
+    """With record, curve and weights, from the DVC remote."""
+    without_weights: list[str]
+    """With record and curve, from MLflow."""
+
+
+def download(layout: Layout, cell: str) -> Downloaded:
+    """Bring outputs of cells here: from DVC's default remote, and what it lacks, without the weights, from MLflow.
+
+    `cell` is `<arm>-<seed>` of the study that params.yaml names, or `<study>/<arm>-<seed>`; as a shell pattern it
+    stands for all cells of the study that it matches and that have been run. Raises UsageError for a cell that no grid
+    holds, and for one that neither of the two has; CellsFailedError where DVC fails and MLflow has nothing.
     """
     from dvc.config import Config
 
-    slug, _, key = cell.rpartition("/")
+    slug, _, pattern = cell.rpartition("/")
     study = load_study(layout, slug or load_params(layout.params).study)
     if study.kind == "tuning" or study.provenance == "reported":
         raise UsageError(f"experiments/{study.slug}: DVC keeps outputs of comparisons that were run, and of this none.")
+    keys = _cells_like(layout, study, pattern)
+    has_remote = bool(Config(str(layout.root / ".dvc"))["remote"])
+    failure = _pull(layout, study, keys) if has_remote else None
+    found = Downloaded([], [])
+    for key in keys:
+        folder = layout.runs(study.slug) / key
+        if has_remote and (folder / "train.json").exists():
+            found.folders.append(folder.relative_to(layout.root).as_posix())
+        elif (kept := _from_mlflow(layout, study, key)) is not None:
+            found.without_weights.append(kept)
+        elif failure is not None:
+            raise failure
+        elif not has_remote:
+            raise UsageError(
+                f"{study.slug}/{key}: no DVC remote is declared and MLflow has no files of its run, so that there is "
+                "nowhere to download from; `dvc remote add -d NAME ADDRESS` declares one (a folder, ssh, s3), and "
+                "`muon study run` trains it here."
+            )
+        else:
+            raise UsageError(
+                f"{study.slug}/{key}: the lock file experiments/{study.slug}/dvc.lock does not name its outputs; it is "
+                "committed by who has run the study (`muon commit`), and `git pull` brings it."
+            )
+    return found
+
+
+def _cells_like(layout: Layout, study: Study, pattern: str) -> list[str]:
+    """The study's cells that a name or pattern stands for. Raises UsageError where there is none."""
     keys = [f"{arm}-{seed}" for arm in study.arms for seed in study.seeds]
-    if key not in keys:
-        raise unknown_name(f"experiments/{study.slug}", "cell", key, keys)
-    if not Config(str(layout.root / ".dvc"))["remote"]:
+    if pattern in keys:
+        return [pattern]
+    found = [key for key in keys if fnmatchcase(key, pattern)]
+    if not found:
+        raise unknown_name(f"experiments/{study.slug}", "cell", pattern, keys)
+    results = {f"{r.arm}-{r.seed}" for r in _results(layout, study)}
+    if not results & set(found):
         raise UsageError(
-            f"{study.slug}/{key}: no DVC remote is declared, so that there is nowhere to download from; "
-            "`dvc remote add -d NAME ADDRESS` declares one (a folder, ssh, s3), and `muon study run` trains it here."
+            f"experiments/{study.slug}: the ledger has no result of {pattern!r}; who has run it commits it "
+            "(`muon commit`), and `git pull` brings it."
         )
+    return [key for key in found if key in results]
+
+
+def _results(layout: Layout, study: Study) -> list[RunRecord]:
+    """The ledger's results on the study's workload, its own first, then the newest first."""
+    results = [r for r in ledger.read(layout.ledger).records if r.is_result and r.workload == study.workload]
+    newest = sorted(results, key=lambda r: r.started_at, reverse=True)
+    return sorted(newest, key=lambda r: r.study != study.slug)
+
+
+def _pull(layout: Layout, study: Study, keys: list[str]) -> CellsFailedError | None:
+    """Let DVC bring the cells that the study's lock file names; return why it failed, or None."""
     doors.write_grid(layout, study)
     doors.make_folders(layout, study)
     doors.set_open_studies(layout, sorted({*doors.open_studies(layout), study.slug}))
-    doors.dvc(layout, "pull", f"experiments/{study.slug}/dvc.yaml:train@{key}")
-    folder = layout.runs(study.slug) / key
-    if not (folder / "train.json").exists():
-        raise UsageError(
-            f"{study.slug}/{key}: the lock file experiments/{study.slug}/dvc.lock does not name its outputs; it is "
-            "committed by who has run the study (`muon commit`), and `git pull` brings it."
-        )
-    return folder.relative_to(layout.root).as_posix()
+    path = layout.study(study.slug) / "dvc.lock"
+    locked = read_yaml(path, where=f"experiments/{study.slug}/dvc.lock")["stages"] if path.exists() else {}
+    targets = [f"experiments/{study.slug}/dvc.yaml:train@{key}" for key in keys if f"train@{key}" in locked]
+    if targets:
+        try:
+            doors.dvc(layout, "pull", *targets)
+        except CellsFailedError as error:
+            return error
+    return None
+
+
+def _from_mlflow(layout: Layout, study: Study, key: str) -> str | None:
+    """Bring record and curve of a cell from MLflow; return their folder in the repository, None where it has none."""
+    from muonlab.tracking.files import bring_files
+
+    folder = f"{DOWNLOADS}/{study.slug}/{key}"
+    runs = [r for r in _results(layout, study) if f"{r.arm}-{r.seed}" == key]
+    return folder if bring_files(layout.main, runs, layout.main / folder) is not None else None

@@ -12,14 +12,22 @@ from muonlab.pipeline.answer import Answer, Facts
 from muonlab.pipeline.collect import collect
 from muonlab.pipeline.conclude import index_entries, read_evaluations, verdict_sentence
 from muonlab.pipeline.declare import current_registration, declared_params, read_registration
+from muonlab.pipeline.gates import Archived, Gate, gates_of, read_archive
 from muonlab.pipeline.layout import Layout
-from muonlab.pipeline.resolve import check_study, grid_points, load_params, load_study
+from muonlab.pipeline.price import declared_grid
+from muonlab.pipeline.resolve import check_study, grid_points, load_study, resolve_optimizer
 from muonlab.pipeline.study_run import RunOutcome
-from muonlab.registry.errors import CellsFailedError, MuonlabError
+from muonlab.pipeline.tuning_checks import check_tuning
+from muonlab.pipeline.tuning_results import arm_tunings
+from muonlab.registry.errors import CellsFailedError, IntegrityError, MuonlabError, OverBudgetError
 from muonlab.registry.settings import Params
 from muonlab.registry.study import Decision, Study
-from muonlab.reporting.index import IndexEntry
+from muonlab.reporting.criteria import Passed
+from muonlab.reporting.index import IndexEntry, JudgedStudy
 from muonlab.reporting.standing import Standing, exit_code, judge
+from muonlab.reporting.tuning_report import read_tuned
+from muonlab.reporting.tuning_standing import spell_options
+from muonlab.reporting.tuning_wording import UNTUNED, tuning_sentences
 from muonlab.reporting.wording import count, duration, family_text, listed, moment, money
 
 Option = float | int | str | bool | None | list[float]
@@ -38,11 +46,16 @@ class StudyRow(Facts):
     seeds: list[int]
     question: str | None
     decision: str | None
-    """The sentence of its last report; null before there is one."""
+    """The sentence of its last report, of a tuning study what it chose; null before there is one."""
     verdicts: dict[str, str]
     """Challenger -> verdict, of the last report."""
     problem: str | None
     """Why the declaration or the last report cannot be read."""
+    archived: list[str]
+    """Its challengers that are archived on its verdict."""
+    rehearsals: dict[str, dict[str, str]]
+    """Twin, as `--workload` names it -> challenger -> verdict of its last report, which decides nothing; of a tuning
+    study, arm -> what was chosen."""
 
     def lines(self) -> Iterator[str]:
         """Two lines: what it is, and what came out or is asked."""
@@ -54,6 +67,11 @@ class StudyRow(Facts):
         seeds = count(len(self.seeds), "run" if reported else "seed")
         yield f"{self.slug}  {kind}, {len(self.arms)} arms x {seeds} on {self.workload}"
         yield f"    {self.decision or self.problem or self.question}"
+        if self.archived:
+            yield f"    archived: {listed(self.archived)}"
+        for name, verdicts in self.rehearsals.items():
+            came = ", ".join(f"{arm} {verdict}" for arm, verdict in verdicts.items())
+            yield f"    rehearsal {name}: {came}; it decides nothing"
 
 
 class StudyList(Answer):
@@ -70,18 +88,40 @@ class StudyList(Answer):
 
 
 def list_studies(layout: Layout) -> StudyList:
-    """Every study that is declared or was judged, and the outcome of its last report."""
-    return StudyList(studies=[_row(layout, entry) for entry in index_entries(layout)])
+    """Every study that is declared or was judged, and the outcome of its last report; a twin under its study."""
+    entries = index_entries(layout)
+    twins: dict[str, dict[str, dict[str, str]]] = {entry.slug: {} for entry in entries}
+    alone = []
+    for entry in entries:
+        parent = entry.judged.summary.twin_of if entry.judged is not None else None
+        if entry.tuned is not None:
+            parent = entry.tuned.twin_of
+        if entry.judged is not None and parent in twins:
+            twins[parent][entry.slug.removeprefix(f"{parent}-")] = _verdicts_of(entry.judged)
+        elif entry.tuned is not None and parent in twins:
+            chosen = {arm: spell_options(options) for arm, options in entry.tuned.chosen.items()}
+            twins[parent][entry.slug.removeprefix(f"{parent}-")] = chosen
+        else:
+            alone.append(entry)
+    archive = read_archive(layout)
+    return StudyList(studies=[_row(layout, entry, twins[entry.slug], archive) for entry in alone])
 
 
-def _row(layout: Layout, entry: IndexEntry) -> StudyRow:
+def _verdicts_of(judged: JudgedStudy) -> dict[str, str]:
+    return {arm: its.verdict for arm, its in judged.summary.challengers.items()}
+
+
+def _row(layout: Layout, entry: IndexEntry, rehearsals: dict[str, dict[str, str]], archive: list[Archived]) -> StudyRow:
     row: dict[str, Any] = {
         "slug": entry.slug, "kind": None, "provenance": None, "workload": None, "arms": [], "seeds": [],
-        "question": None, "decision": None, "verdicts": {}, "problem": entry.reason or None,
+        "question": None, "decision": None, "verdicts": {}, "problem": entry.reason or None, "rehearsals": rehearsals,
+        "archived": [its.arm for its in archive if its.study == entry.slug],
     }  # fmt: skip
+    if entry.tuned is not None:
+        row["decision"] = entry.tuned.outcome
     if entry.judged is not None:
         row["decision"] = entry.judged.decision
-        row["verdicts"] = {arm: its.verdict for arm, its in entry.judged.summary.challengers.items()}
+        row["verdicts"] = _verdicts_of(entry.judged)
     try:
         study = load_study(layout, entry.slug)
     except MuonlabError as error:
@@ -100,6 +140,8 @@ class DeclaredArm(Facts):
     """Its file in optim/; null where others ran it."""
     options: dict[str, Option]
     """As set in params.yaml, the tuned ones of the workload included; all others are the kind's defaults."""
+    archived: str | None
+    """On which verdict of which study it is archived; null where it is not."""
 
 
 class StudyCard(Answer):
@@ -109,6 +151,10 @@ class StudyCard(Answer):
     question: str
     kind: str
     provenance: str
+    twin_of: str | None
+    """The study that this one rehearses; null for a study of its own."""
+    twins: dict[str, str]
+    """Its rehearsals: what `--workload` names -> the workload it stands for."""
     workload: str
     steps: int
     """Optimizer steps of a run."""
@@ -122,12 +168,18 @@ class StudyCard(Answer):
     """Of a tuning study: option -> values tried."""
     tuning: str
     """The tuning study that chose the learning rates, or `untuned`."""
+    tuned: list[str]
+    """How each arm was tuned by it, a sentence an arm; empty where no tuning study is named."""
     price_usd_per_gpu_hour: float
     budget_usd: float
     on_archive: str | None
     """The next method, if this one is archived."""
+    passes: list[str]
+    """What must hold for the study as a whole to have passed; empty where it declares no criterion."""
     requires: list[str]
     """`<study>: <verdict>`, to be reached first."""
+    gates: list[Gate]
+    """How what is required stands now; and the arms that are archived, while the study is not registered."""
     declaration: str | None
     """SHA-256 of what is declared now; null where others ran it, which nothing registers."""
     registration: str | None
@@ -140,25 +192,32 @@ class StudyCard(Answer):
         yield f"{self.slug}: {self.question}"
         made = ", reported by others and not run here" if self.provenance == "reported" else ""
         yield f"A {self.kind} on the workload {self.workload}, {self.steps} steps a run{made}."
+        if self.twin_of is not None:
+            yield f"A rehearsal of {self.twin_of}, about which it decides nothing."
         yield "Arms:"
         width = max(len(arm.name) for arm in self.arms)
         for arm in self.arms:
             options = ", ".join(f"{key} {value}" for key, value in arm.options.items())
             configured = "" if arm.kind is None else f"  {arm.kind}" + (f": {options}" if options else "")
-            yield f"  {arm.name:<{width}}  {arm.role:<10}{configured}".rstrip()
+            archived = f"  ({arm.archived})" if arm.archived else ""
+            yield f"  {arm.name:<{width}}  {arm.role:<10}{configured}{archived}".rstrip()
         if self.grid:
             yield "Grid: " + "; ".join(f"{key} in {', '.join(map(str, found))}" for key, found in self.grid.items())
         yield f"Seeds: {', '.join(map(str, self.seeds))}; {count(self.cells, 'run')} in all."
         if self.rule is not None:
             yield from self._rule()
         if self.kind == "comparison":
-            tuned = "were not tuned" if self.tuning == "untuned" else f"were chosen by the study {self.tuning}"
-            yield f"The arms' learning rates {tuned}."
+            yield f"Tuning: {self.tuning if self.tuned else 'none; the learning rates were not tuned for this study.'}"
+            yield from (f"  {sentence}" for sentence in self.tuned)
+        if self.passes:
+            yield f"Passes as a whole if all of this holds: {', '.join(self.passes)}."
         yield self._price()
         if self.on_archive:
             yield f"If a challenger is archived, the next method is {self.on_archive}."
-        for required in self.requires:
-            yield f"Requires first: {required}."
+        for gate in self.gates:
+            yield from gate.lines()
+        for name, workload in self.twins.items():
+            yield f"Rehearsal: --workload {name}, on {workload}."
         yield self._registered()
 
     def _rule(self) -> Iterator[str]:
@@ -207,6 +266,7 @@ def show_study(layout: Layout, slug: str) -> StudyCard:
     reported = study.provenance == "reported"
     if not reported:
         check_study(params, study)
+        check_tuning(layout, study)
     held = read_registration(layout, slug)
     points = len(grid_points(study)) if study.kind == "tuning" else 1
     return StudyCard(
@@ -214,23 +274,40 @@ def show_study(layout: Layout, slug: str) -> StudyCard:
         question=study.question,
         kind=study.kind,
         provenance=study.provenance,
+        twin_of=study.twin_of,
+        twins={name: twin.workload for name, twin in study.twins.items()},
         workload=study.workload,
         steps=_steps(params, study),
-        arms=[_arm(params, study, arm) for arm in study.arms],
+        arms=[_arm(params, study, arm, read_archive(layout)) for arm in study.arms],
         seeds=list(study.seeds),
         cells=len(study.arms) * len(study.seeds) * points,
         rule=None if study.decision is None else study.decision.model_dump(mode="json"),
         grid=dict(study.grid),
         tuning=study.tuning,
+        tuned=[] if reported else _tuned(layout, params, study),
         price_usd_per_gpu_hour=study.price_usd_per_gpu_hour,
         budget_usd=study.budget_usd,
         on_archive=study.on_archive,
+        passes=_passes(study),
         requires=[f"{required.study}: {required.verdict}" for required in study.requires],
+        gates=gates_of(layout, study),
         declaration=None if reported else current_registration(params, study),
         registration=held.registration if held else None,
         registered_at=held.registered_at if held else None,
         registered_commit=held.commit if held else None,
     )
+
+
+def _tuned(layout: Layout, params: Params, study: Study) -> list[str]:
+    if study.tuning == UNTUNED:
+        return []
+    options = {arm: resolve_optimizer(params, study.workload, arm).options for arm in study.arms}
+    return tuning_sentences(study.tuning, study.arms, arm_tunings(layout, params, study)[0], options)
+
+
+def _passes(study: Study) -> list[str]:
+    asked = {} if study.passes is None else study.passes.model_dump()
+    return [name if value is True else f"{name} {value}" for name, value in asked.items() if value]
 
 
 def _steps(params: Params, study: Study) -> int:
@@ -239,14 +316,16 @@ def _steps(params: Params, study: Study) -> int:
     return params.workloads[study.workload].settings.steps
 
 
-def _arm(params: Params, study: Study, arm: str) -> DeclaredArm:
+def _arm(params: Params, study: Study, arm: str, archive: list[Archived]) -> DeclaredArm:
+    archived = next((f"archived as {its.verdict} by {its.study}" for its in archive if its.arm == arm), None)
     if study.provenance == "reported":
-        return DeclaredArm(name=arm, role=study.role(arm), kind=None, options={})
+        return DeclaredArm(name=arm, role=study.role(arm), kind=None, options={}, archived=archived)
     entry = params.optimizers[arm]
     # What a tuning study tries takes the place of what is tuned.
     tuned = params.workloads[study.workload].tuned.get(arm, {}) if study.kind == "comparison" else {}
     options = {key: value for key, value in {**entry, **tuned}.items() if key != "kind"}
-    return DeclaredArm(name=arm, role=study.role(arm), kind=str(entry.get("kind", arm)), options=options)
+    kind = str(entry.get("kind", arm))
+    return DeclaredArm(name=arm, role=study.role(arm), kind=kind, options=options, archived=archived)
 
 
 class CellStatus(Facts):
@@ -254,6 +333,8 @@ class CellStatus(Facts):
 
     arm: str
     seed: int
+    options: dict[str, Option] = {}
+    """Of a tuning study: the point of its grid."""
     state: str
     """`completed`, `diverged`, `failed`, `abandoned` or `missing`."""
     val_loss: float | None
@@ -270,7 +351,8 @@ class CellStatus(Facts):
         loss = "-" if self.val_loss is None else f"{self.val_loss:.4f}"
         spent = f"{self.wall_seconds:7.1f} s  ${self.cost_usd:.2f}" if self.attempts else ""
         more = f"  {self.attempts} attempts" if self.attempts > 1 else ""
-        yield f"{self.arm}-{self.seed}".ljust(20) + f"{self.state:<10} {loss:>8} {spent}  {self.digest[:12]}{more}"
+        name = f"{self.arm}-{self.seed} {spell_options(self.options)}".rstrip()
+        yield name.ljust(20) + f"{self.state:<10} {loss:>8} {spent}  {self.digest[:12]}{more}"
 
 
 class ArmVerdict(Facts):
@@ -280,13 +362,35 @@ class ArmVerdict(Facts):
     reasons: list[str]
 
 
+class WholeStudy(Facts):
+    """What came of the study's own pass criterion."""
+
+    verdict: bool | None
+    """True: passed; false: failed; null: open."""
+    reasons: list[str]
+
+    @classmethod
+    def of(cls, standing: Standing | None) -> WholeStudy | None:
+        """None where the study declares no criterion, or has no standing."""
+        passed = standing.passed if standing else None
+        return None if passed is None else cls(verdict=passed.verdict, reasons=passed.reasons)
+
+    def lines(self) -> Iterator[str]:
+        """The outcome with its reasons."""
+        yield Passed(verdict=self.verdict, reasons=self.reasons).sentence
+
+
 class StudyStatus(Answer):
     """Every cell of a study, and its verdicts."""
 
     study: str
+    twin_of: str | None
+    """The study that this one rehearses, about which its verdicts decide nothing; null for a study of its own."""
     cells: list[CellStatus]
     verdicts: dict[str, ArmVerdict]
     """Challenger -> verdict; empty for a tuning study."""
+    passed: WholeStudy | None
+    """Null where the study declares no pass criterion."""
     findings: list[str]
     """Evidence that contradicts itself; any of them makes the study INVALID."""
     notes: list[str]
@@ -300,7 +404,9 @@ class StudyStatus(Answer):
         for cell in self.cells:
             yield from cell.lines()
         for arm, its in self.verdicts.items():
-            yield f"{arm}: {its.verdict}: {its.reasons[0]}"
+            yield f"{arm}: {its.verdict}{', rehearsal' if self.twin_of else ''}: {its.reasons[0]}"
+        if self.passed is not None:
+            yield from self.passed.lines()
 
     def warnings(self) -> Iterator[str]:
         """What belongs on standard error."""
@@ -313,13 +419,16 @@ def status_of(layout: Layout, slug: str) -> StudyStatus:
     snapshot = collect(layout, slug)
     by_digest = {cell.digest: [r for r in snapshot.records if r.cell_digest == cell.digest] for cell in snapshot.cells}
     cells = []
-    for cell in snapshot.cells:
+    tuning = snapshot.study.kind == "tuning"
+    points = [point for _, _, point in declared_grid(snapshot.study)] if tuning else [{}] * len(snapshot.cells)
+    for cell, options in zip(snapshot.cells, points, strict=True):
         attempts = by_digest[cell.digest]
         outcome = next((r for r in attempts if r.is_result), attempts[-1] if attempts else None)
         cells.append(
             CellStatus(
                 arm=cell.arm,
                 seed=cell.seed,
+                options=options,
                 state=outcome.status if outcome else "missing",
                 val_loss=outcome.val_loss if outcome else None,
                 attempts=len(attempts),
@@ -334,10 +443,13 @@ def status_of(layout: Layout, slug: str) -> StudyStatus:
     else:
         finished = all(cell.state in ("completed", "diverged") for cell in cells)
         code = 0 if finished else CellsFailedError.exit_code
+        code = IntegrityError.exit_code if snapshot.findings else code
     return StudyStatus(
         study=slug,
+        twin_of=snapshot.study.twin_of,
         cells=cells,
         verdicts=_verdicts(standing) if standing else {},
+        passed=WholeStudy.of(standing),
         findings=list(snapshot.findings),
         notes=list(snapshot.notes),
         doubts=list(doubts(standing)) if standing else [],
@@ -365,6 +477,8 @@ class StudyRun(Answer):
     """How a run of a study ended."""
 
     study: str
+    twin_of: str | None
+    """The study that this one rehearses, about which its verdicts decide nothing; null for a study of its own."""
     trained: int
     """Cells that this run trained."""
     in_place: int
@@ -373,11 +487,15 @@ class StudyRun(Answer):
     """Runs of others that were read; nothing of them is trained or recorded here."""
     failed: dict[str, str]
     """Cell -> why it has no outcome."""
+    over_budget: str | None
+    """Why training was stopped before its end, where the budget or --max-cost stopped it."""
     seconds: float
     """Wall time of this run."""
     cost_usd: float
     """Of all attempts at the study's cells so far."""
     verdicts: dict[str, ArmVerdict]
+    passed: WholeStudy | None
+    """Null where the study declares no pass criterion."""
     decision: str
     """The report's first sentence."""
     report: str
@@ -385,12 +503,14 @@ class StudyRun(Answer):
     doubts: list[str]
     """What the verdicts must be read with: amendments, and arms that were run beside the study."""
     exit_code: int
-    """As the command's: 0; 1 with --fail-on-no-go; 3; 5."""
+    """As the command's: 0; 1 with --fail-on-no-go; 3; 4; 5."""
 
     def lines(self) -> Iterator[str]:
         """Verdicts, decision and the report's path."""
         for arm, its in self.verdicts.items():
-            yield f"{arm}: {its.verdict}"
+            yield f"{arm}: {its.verdict}{', rehearsal' if self.twin_of else ''}"
+        if self.passed is not None:
+            yield from self.passed.lines()
         yield self.decision
         yield f"report: {self.report}"
 
@@ -400,12 +520,14 @@ class StudyRun(Answer):
             yield f"failed: {key}: {reason}"
         if self.reported:
             done = f"{count(self.reported, 'reported run')} read, nothing trained or recorded here"
-        elif self.trained == 0 and not self.failed:
+        elif self.trained == 0 and not self.failed and self.over_budget is None:
             done = f"nothing to train: all {self.in_place} cells are in place"
         else:
             done = f"trained {self.trained} cells, {self.in_place} in place or restored, {len(self.failed)} failed"
         spent = f", {money(self.cost_usd)} in all" if self.cost_usd else ""
         yield f"{self.study}: {done} ({duration(self.seconds)}{spent})."
+        if self.over_budget is not None:
+            yield f"muon: {self.over_budget}"
         for sentence in self.doubts:
             yield f"muon: {sentence}"
 
@@ -415,25 +537,33 @@ class TuningRun(Answer):
 
     study: str
     chosen: dict[str, dict[str, Option]]
-    """Arm -> options, now in params.yaml; empty while runs are missing."""
+    """Arm -> options, now in params.yaml; empty while runs are missing, without an arm whose best runs diverged."""
+    outcome: str
+    """What was chosen, in a sentence."""
     results: str
-    """Path of the table of all runs in the repository."""
+    """Path of the table of all runs in the repository, written when all have an outcome."""
+    report: str
+    """Path of report.md in the repository."""
     exit_code: int
-    """0, or 3 where cells failed."""
+    """0; 3 where cells failed; 5 where the evidence contradicts itself."""
 
     def lines(self) -> Iterator[str]:
-        """Where the results are; the choices were said as they were made."""
+        """The outcome, and where the results are; the doubts were said as they were found."""
+        yield self.outcome
         yield f"results: {self.results}"
+        yield f"report: {self.report}"
 
 
 def tuning_answer(layout: Layout, slug: str, code: int) -> TuningRun:
     """The answer of `muon study run` on a tuning study that has ended with this exit code."""
-    study = load_study(layout, slug)
-    tuned = load_params(layout.params).workloads[study.workload].tuned
+    tuned = read_tuned(layout.reports(slug))
+    assert tuned is not None  # the run has written it
     return TuningRun(
         study=slug,
-        chosen={arm: {key: tuned[arm][key] for key in study.grid} for arm in study.arms} if code == 0 else {},
+        chosen=tuned.chosen if code == 0 else {},
+        outcome=tuned.outcome,
         results=f"experiments/{slug}/results.csv",
+        report=f"reports/{slug}/report.md",
         exit_code=code,
     )
 
@@ -445,15 +575,20 @@ def run_answer(layout: Layout, slug: str, outcome: RunOutcome, *, fail_on_no_go:
     code = exit_code(standing)
     if code == 0 and fail_on_no_go and any(its.verdict == "NO_GO" for its in verdicts.values()):
         code = 1
+    if code != IntegrityError.exit_code and outcome.over_budget is not None:
+        code = OverBudgetError.exit_code
     return StudyRun(
         study=slug,
+        twin_of=standing.snapshot.study.twin_of,
         trained=outcome.trained,
         in_place=outcome.restored,
         reported=len(standing.cells) if standing.snapshot.study.provenance == "reported" else 0,
         failed=outcome.failed,
+        over_budget=outcome.over_budget,
         seconds=outcome.seconds,
         cost_usd=standing.total_cost_usd,
         verdicts=verdicts,
+        passed=WholeStudy.of(standing),
         decision=verdict_sentence(layout, slug) or "",
         report=f"reports/{slug}/report.md",
         doubts=list(doubts(standing)),

@@ -5,24 +5,28 @@
     3. one serial `dvc repro` of the study's grid, whose `train` stages adopt what step 2 made
     4. say the verdict
 
-A cell that failed leaves the grid incomplete: the report is then made without DVC, and names what is missing.
+A cell that failed, or a limit of cost, leaves the grid incomplete: the report is then made without DVC, and names what
+is missing.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from muonlab.pipeline import doors
+from muonlab.pipeline import doors, parts
 from muonlab.pipeline.attempts import CellScratch, Purpose
 from muonlab.pipeline.collect import collect
 from muonlab.pipeline.conclude import collect_into, is_current, judge_into, read_standing, report_into
 from muonlab.pipeline.declare import declared_params, refuse_uncommitted, register
 from muonlab.pipeline.fingerprint import write_fingerprints
 from muonlab.pipeline.layout import Layout
-from muonlab.pipeline.pool import Job, PoolState, train_all
+from muonlab.pipeline.pool import Job, PoolState, TrainingStoppedError, train_all
+from muonlab.pipeline.price import refuse_small_budget
+from muonlab.pipeline.processes import difference, dirty_text
 from muonlab.pipeline.resolve import check_study, load_params, load_study, study_cells
+from muonlab.pipeline.tuning_checks import check_seeds, check_tuning, refuse_mixed
 from muonlab.registry.errors import OverBudgetError, UsageError
 from muonlab.registry.settings import Params
 from muonlab.registry.study import Study
@@ -42,56 +46,95 @@ class RunOutcome(NamedTuple):
     """Cells that needed no training: DVC had them in place or in its run cache, or a bundle waited in scratch."""
     failed: dict[str, str]
     seconds: float
+    over_budget: str | None = None
+    """Why training was stopped before its end, where a limit of cost stopped it."""
 
 
 def check(layout: Layout, slug: str) -> tuple[Params, Study]:
+    """Load and check a study that is to be run or registered: `check_names`, and that its budget pays for a pair."""
+    params, study = check_names(layout, slug)
+    refuse_small_budget(layout, params, study)
+    check_seeds(layout, study)
+    if study.kind == "tuning":
+        refuse_mixed(layout, study)
+    return params, study
+
+
+def say_dirt(layout: Layout, say: Callable[[str], None]) -> None:
+    """Say what of code and declarations is not as committed, and what the records will hold of it."""
+    if (text := dirty_text(difference(layout.root))) is not None:
+        say(f"muon: {text}")
+
+
+def begin(layout: Layout, slug: str, *, override: bool) -> None:
+    """Register a study that is to be run, before anything is prepared for it. Raises UsageError at a closed gate."""
+    params, study = check(layout, slug)
+    register(layout, params, study, override=override)
+
+
+def check_names(layout: Layout, slug: str) -> tuple[Params, Study]:
     """Load and check a study and everything it names, against the last commit too. Raises UsageError."""
     params = load_params(layout.params)
     study = load_study(layout, slug)
     check_study(params, study)
+    check_tuning(layout, study)
     refuse_uncommitted(params, declared_params(layout), study)
     return params, study
 
 
 def run_study(
     layout: Layout, slug: str, *, workers: int, watch: Callable[[int, int], Watch], say: Callable[[str], None],
-    max_cost_usd: float | None = None,
+    max_cost_usd: float | None = None, only: Sequence[str] = (),
 ) -> RunOutcome:  # fmt: skip
     """Run a comparison to its report, training only what is missing, and nothing where others report its results.
 
-    `watch` is told how many steps and cells there are and returns the function that is shown the pool's state. Raises
-    UsageError, OverBudgetError, or CellsFailedError when a stage of DVC fails.
+    `only`: shell patterns of the cells to train; the study is concluded where all others are in place. `watch` is told
+    how many steps and cells there are and returns the function that is shown the pool's state. Raises UsageError,
+    OverBudgetError, or CellsFailedError when a stage of DVC fails.
     """
     began = time.monotonic()
-    if load_study(layout, slug).provenance == "reported":
+    chosen = parts.chosen_cells(declared := load_study(layout, slug), only)
+    if declared.provenance == "reported":
         standing = report_without_dvc(layout, slug)
         return RunOutcome(standing, trained=0, restored=0, failed={}, seconds=time.monotonic() - began)
     params, study = check(layout, slug)
     if study.kind != "comparison":
         raise UsageError(f"experiments/{slug}: kind is {study.kind!r}; this runs comparisons.")
+    say_dirt(layout, say)
     in_place = prepare(layout, params, study)
     cells = study_cells(layout, params, study)
     waiting = [cell for cell in cells if cell.key not in in_place.cells]
-    missing = [cell for cell in waiting if CellScratch(layout, cell.digest).finished() is None]
+    untrained = [cell for cell in waiting if CellScratch(layout, cell.digest).finished() is None]
+    missing = [cell for cell in untrained if cell.key in chosen]
+    left = [cell.key for cell in untrained if cell.key not in chosen]
     say(
         f"{slug}: {len(cells)} cells, {len(in_place.cells)} in place or restored from cache, "
-        f"{len(waiting) - len(missing)} waiting to be taken over, {len(missing)} to train."
+        f"{len(waiting) - len(untrained)} waiting to be taken over, {len(missing)} to train"
+        f"{f', {len(left)} left out by --only' if left else ''}."
     )
     purpose = Purpose(
         study=slug,
         registration=register(layout, params, study).registration,
         price_usd_per_gpu_hour=study.price_usd_per_gpu_hour,
     )
-    state = train_missing(
-        layout,
-        study,
-        [Job(cell, purpose) for cell in missing],
-        workers=workers,
-        watch=watch,
-        max_cost_usd=max_cost_usd,
-    )
-    if state.failed:
+    over_budget = None
+    try:
+        state = train_missing(
+            layout,
+            study,
+            [Job(cell, purpose) for cell in missing],
+            workers=workers,
+            watch=watch,
+            max_cost_usd=max_cost_usd,
+        )
+    except TrainingStoppedError as stop:
+        state, over_budget = stop.state, str(stop)
+    if state.failed or left or over_budget is not None:
+        if only and over_budget is None:
+            parts.take_over(layout, study, [key for key in chosen if key not in state.failed])
         standing = report_without_dvc(layout, slug)
+        if left:
+            say(parts.left_text(standing, left))
     else:
         if waiting or not in_place.concluded or not _nothing_new(layout, slug, say):
             doors.dvc(layout, "repro", str(layout.study(slug) / "dvc.yaml"), show=_is_news)
@@ -99,9 +142,10 @@ def run_study(
     return RunOutcome(
         standing=standing,
         trained=len(state.done) + len(state.diverged),
-        restored=len(cells) - len(missing),
+        restored=len(cells) - len(untrained),
         failed=state.failed,
         seconds=time.monotonic() - began,
+        over_budget=over_budget,
     )
 
 

@@ -1,110 +1,253 @@
 """Run a tuning study: the same grid and the same seeds for every arm, and the choice written where studies read it.
 
 The option values with the lowest mean final validation loss over the seeds win; a diverged run counts with
-ln(vocabulary size). The choice goes to `workloads.<workload>.tuned.<arm>` in params.yaml, every run to
-`experiments/<study>/results.csv` and to the ledger. No DVC grid is made: nothing is compared here.
+ln(vocabulary size) (`muonlab.reporting.tuning_standing`). The choice goes to `workloads.<workload>.tuned.<arm>` in
+params.yaml, every run to `experiments/<study>/results.csv` and to the ledger, what was found to `reports/<study>/`. No
+DVC grid is made: nothing is compared here, and nothing is decided.
 """
 
 from __future__ import annotations
 
-import csv
-import math
+import io
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal
 
 from muonlab.pipeline.attempts import CellScratch, Purpose
 from muonlab.pipeline.collect import collect
-from muonlab.pipeline.declare import register
+from muonlab.pipeline.conclude import write_index
+from muonlab.pipeline.declare import current_registration, declared_params, read_registration, register
 from muonlab.pipeline.layout import Layout
 from muonlab.pipeline.pool import Job
-from muonlab.pipeline.resolve import grid_points, resolve_cell
-from muonlab.pipeline.study_run import Watch, check, prepare, train_missing
-from muonlab.registry.errors import UsageError
+from muonlab.pipeline.price import declared_grid
+from muonlab.pipeline.resolve import check_study, load_params, load_study, study_cells
+from muonlab.pipeline.study_run import Watch, check, prepare, say_dirt, train_missing
+from muonlab.pipeline.tuning_checks import refuse_mixed, users_of
+from muonlab.pipeline.tuning_results import (
+    disagreements,
+    in_use,
+    judge_arms,
+    missing_run,
+    read_results,
+    write_results,
+)
+from muonlab.pipeline.watch import is_prepared
+from muonlab.registry import ledger
+from muonlab.registry.errors import CellsFailedError, IntegrityError, OverBudgetError, UsageError
+from muonlab.registry.files import write_atomically
 from muonlab.registry.record import RunRecord
+from muonlab.registry.settings import Params
+from muonlab.registry.snapshot import Snapshot
 from muonlab.registry.study import Study
-
-Point = tuple[tuple[str, Any], ...]
-
-
-class Choice(NamedTuple):
-    """What a tuning study chose for one arm."""
-
-    arm: str
-    point: dict[str, Any]
-    mean_loss: float
-    at_edge: list[str]
-    """Options whose chosen value is the smallest or largest that was tried: the best may lie beyond."""
+from muonlab.reporting.tuning_report import warnings, write_tuning_report
+from muonlab.reporting.tuning_standing import GridRun, TuningStanding, spell_options
 
 
 def run_tuning(
     layout: Layout, slug: str, *, workers: int, watch: Callable[[int, int], Watch], say: Callable[[str], None],
     max_cost_usd: float | None = None,
 ) -> int:  # fmt: skip
-    """Run a tuning study; return the exit code (0, or 3 when cells failed). Raises UsageError, OverBudgetError."""
+    """Run a tuning study to its report, training only what is missing; return the exit code.
+
+    0; 3 when cells failed, and then nothing is chosen; 5 when the evidence contradicts itself, likewise. Raises
+    UsageError, OverBudgetError.
+    """
     params, study = check(layout, slug)
     if study.kind != "tuning":
         raise UsageError(f"experiments/{slug}: kind is {study.kind!r}; run it with `muon study run {slug}`.")
+    refuse_mixed(layout, study)
+    say_dirt(layout, say)
     prepare(layout, params, study)
-    cells = {
-        (arm, seed, tuple(point.items())): resolve_cell(layout, params, study.workload, arm, seed, overrides=point)
-        for seed in study.seeds
-        for arm in study.arms
-        for point in grid_points(study)
-    }
-    known = _results(collect(layout, slug).records)
+    grid = list(zip(declared_grid(study), study_cells(layout, params, study), strict=True))
+    known = {r.cell_digest for r in collect(layout, slug).records if r.is_result}
     purpose = Purpose(slug, register(layout, params, study).registration, study.price_usd_per_gpu_hour)
     jobs = [
-        Job(cell, purpose, label=f"{cell.key} {_spell(point)}")
-        for (_, _, point), cell in cells.items()
+        Job(cell, purpose, label=f"{cell.key} {spell_options(options)}")
+        for (_, _, options), cell in grid
         if cell.digest not in known
     ]
-    say(f"{slug}: {len(cells)} cells, {len(cells) - len(jobs)} known, {len(jobs)} to train.")
-    state = train_missing(layout, study, jobs, workers=workers, watch=watch, max_cost_usd=max_cost_usd)
-    known = _results(collect(layout, slug).records)
-    for cell in cells.values():
-        if cell.digest in known:
-            CellScratch(layout, cell.digest).discard()
-    rows = {key: known[cell.digest] for key, cell in cells.items() if cell.digest in known}
-    _write_results(layout.study(slug) / "results.csv", study, rows)
+    say(f"{slug}: {len(grid)} cells, {len(grid) - len(jobs)} known, {len(jobs)} to train.")
+    try:
+        state = train_missing(layout, study, jobs, workers=workers, watch=watch, max_cost_usd=max_cost_usd)
+    except OverBudgetError:
+        report_tuning(layout, slug)
+        raise
     for label, reason in state.failed.items():
         say(f"failed: {label}: {reason}")
-    if len(rows) < len(cells):
-        say(f"{slug}: {len(cells) - len(rows)} cells have no result; nothing is chosen until all have one.")
-        return 3
-    diverged = params.workloads[study.workload].settings.diverged_loss
-    losses = {key: diverged if record.val_loss is None else record.val_loss for key, record in rows.items()}
-    choices = choose(study, losses)
-    write_choices(layout.params, study.workload, choices)
-    for choice in choices:
-        edge = f"  (at the edge of the grid: {', '.join(choice.at_edge)})" if choice.at_edge else ""
-        say(f"{choice.arm}: {_spell(tuple(choice.point.items()))}, mean loss {choice.mean_loss:.4f}{edge}")
-    say(f"params.yaml: workloads.{study.workload}.tuned holds these choices now; commit it to declare them.")
-    return 0
+    standing = tuning_standing(layout, slug)
+    for run in standing.runs:
+        if run.has_outcome:
+            CellScratch(layout, run.digest).discard()
+    if standing.complete:
+        write_results(layout, study, standing.runs)
+    try:
+        if standing.complete and not standing.findings:
+            _choose(layout, params, standing, say)
+    finally:
+        standing = report_tuning(layout, slug)
+    for sentence in [*warnings(standing), *standing.notes]:
+        say(f"muon: {sentence}")
+    if not standing.complete:
+        left = sum(not run.has_outcome for run in standing.runs)
+        say(f"{slug}: {left} cells have no result; nothing is chosen until all have one.")
+    return tuning_exit_code(standing)
 
 
-def choose(study: Study, losses: dict[tuple[str, int, Point], float]) -> list[Choice]:
-    """Pick, for every arm, the grid point with the lowest mean loss over the seeds; of equals, the first."""
-    choices = []
-    for arm in study.arms:
-        by_point: dict[Point, list[float]] = defaultdict(list)
-        for (name, _, point), loss in losses.items():
-            if name == arm:
-                by_point[point].append(loss)
-        means = {point: math.fsum(found) / len(found) for point, found in by_point.items()}
-        best = min(means, key=lambda point: means[point])
-        at_edge = [
-            key
-            for key, value in best
-            if len(study.grid[key]) > 1 and value in (study.grid[key][0], study.grid[key][-1])
-        ]
-        choices.append(Choice(arm, dict(best), means[best], at_edge))
-    return choices
+def tuning_exit_code(standing: TuningStanding) -> int:
+    """What `muon` returns: 5 where the evidence contradicts itself, 3 where runs are missing or failed, else 0."""
+    if standing.findings:
+        return IntegrityError.exit_code
+    return 0 if standing.complete else CellsFailedError.exit_code
 
 
-def write_choices(params_file: Path, workload: str, choices: list[Choice]) -> None:
-    """Write the chosen options into params.yaml, leaving its comments and order as they are."""
+def report_tuning(layout: Layout, slug: str) -> TuningStanding:
+    """Report what there is of a tuning study: from the ledger, or from results.csv where the ledger has none of it.
+
+    Writes reports/<slug>/ and the index; params.yaml stays as it is. Raises UsageError where nothing was run.
+    """
+    standing = tuning_standing(layout, slug)
+    write_tuning_report(standing, layout.reports(slug))
+    write_index(layout)
+    return standing
+
+
+def tuning_standing(layout: Layout, slug: str) -> TuningStanding:
+    """Where a tuning study stands. Raises UsageError where neither the ledger nor results.csv has a run of it."""
+    study = load_study(layout, slug)
+    params = declared_params(layout)
+    check_study(params, study)
+    kept = read_results(layout, study)
+    snapshot = collect(layout, slug) if is_prepared(layout, study) else None
+    runs = _runs_of(snapshot) if snapshot is not None else []
+    from_ledger = any(run.attempts for run in runs)
+    if kept is None and not from_ledger:
+        raise UsageError(f"{slug}: nothing of it has been prepared or run here yet; `muon study run {slug}` does both.")
+    known = ledger.read(layout.ledger).records if snapshot is None else snapshot.records
+    used = runs if from_ledger else kept or []
+    counted = [r for r in known if r.is_result and r.cell_digest in {run.digest for run in used}] if from_ledger else []
+    own = [r for r in known if r.study == slug or r.cell_digest in {run.digest for run in used}] if from_ledger else []
+    lost = [r for r in own if not r.is_result]
+    registration = read_registration(layout, slug)
+    notes = list(snapshot.notes if snapshot else [])
+    if registration is not None and registration.registration != current_registration(params, study):
+        notes.append("The declaration was changed after it was registered, as by a grid that was extended.")
+    arms = judge_arms(params, study, used)
+    here = load_params(layout.params)
+    return TuningStanding(
+        study=study,
+        settings=params.workloads[study.workload].settings,
+        source="ledger" if from_ledger else "results.csv",
+        made_under="" if from_ledger else _made_under(study, runs, used),
+        runs=used,
+        arms=arms,
+        in_params={a.arm: _place(params, here, study, a.arm, a.choice.options) for a in arms if a.choice},
+        used_by=[user.slug for user in users_of(layout, slug)],
+        registration=registration.registration if registration else None,
+        registered_at=registration.registered_at if registration else None,
+        made_on=sorted({_made_on(record) for record in counted}),
+        findings=[*(snapshot.findings if snapshot else []), *disagreements(study, kept or [], known)],
+        notes=notes,
+        total_seconds=sum(r.wall_seconds for r in own) if from_ledger else sum(r.wall_seconds for r in used),
+        total_cost_usd=sum(r.cost_usd for r in own) if from_ledger else sum(r.cost_usd for r in used),
+        lost_seconds=sum(r.wall_seconds for r in lost),
+        lost_cost_usd=sum(r.cost_usd for r in lost),
+    )
+
+
+def _runs_of(snapshot: Snapshot) -> list[GridRun]:
+    """Every declared run as the ledger has it, in the order of the grid."""
+    attempts: dict[str, list[RunRecord]] = defaultdict(list)
+    for record in snapshot.records:
+        attempts[record.cell_digest].append(record)
+    return [
+        _run_of(arm, options, seed, cell.digest, attempts[cell.digest])
+        for (arm, seed, options), cell in zip(declared_grid(snapshot.study), snapshot.cells, strict=True)
+    ]
+
+
+def _run_of(arm: str, options: dict[str, Any], seed: int, digest: str, attempts: list[RunRecord]) -> GridRun:
+    if not attempts:
+        return missing_run(arm, options, seed, digest)
+    last = next((r for r in attempts if r.is_result), attempts[-1])
+    return GridRun(
+        arm=arm,
+        options=options,
+        seed=seed,
+        digest=digest,
+        state=last.status,
+        val_loss=last.val_loss,
+        attempts=len(attempts),
+        wall_seconds=sum(r.wall_seconds for r in attempts),
+        cost_usd=sum(r.cost_usd for r in attempts),
+        error=None if last.is_result else last.error,
+    )
+
+
+def _made_under(study: Study, resolved: list[GridRun], kept: list[GridRun]) -> str:
+    if not resolved:
+        return f"under which code is not checked, since the data of {study.workload} are not prepared here"
+    differ = sum(a.digest != b.digest for a, b in zip(resolved, kept, strict=True) if b.has_outcome)
+    if differ:
+        return "they were made under other code, options or data than today's"
+    return "they were made under today's code, options and data"
+
+
+def _place(
+    committed: Params, here: Params, study: Study, arm: str, chosen: dict[str, Any]
+) -> Literal["committed", "uncommitted", "other"]:
+    if not in_use(here, study.workload, arm, chosen):
+        return "other"
+    return "committed" if in_use(committed, study.workload, arm, chosen) else "uncommitted"
+
+
+def _made_on(record: RunRecord) -> str:
+    its = record.provenance
+    commit = f"commit {its.commit[:12]}{' with changes' if its.dirty else ''}" if its.commit else "no commit"
+    return f"{commit}, {its.device}, torch {its.torch}"
+
+
+def _choose(layout: Layout, params: Params, standing: TuningStanding, say: Callable[[str], None]) -> None:
+    """Write what was chosen into params.yaml, and say what it means for the comparisons that use it."""
+    study = standing.study
+    refuse_mixed(layout, study)
+    chosen = {result.arm: result.choice.options for result in standing.arms if result.choice}
+    before = params.workloads[study.workload].tuned
+    changed = [arm for arm, options in chosen.items() if {**before.get(arm, {}), **options} != before.get(arm, {})]
+    if changed:
+        write_choices(layout.params, study.workload, {arm: chosen[arm] for arm in changed})
+    for result in standing.arms:
+        if result.choice is None or result.choice.mean is None:
+            say(f"{result.arm}: nothing is chosen, {result.why_none}")
+            continue
+        say(f"{result.arm}: {spell_options(result.choice.options)}, mean loss {result.choice.mean:.4f}")
+    where = f"params.yaml: workloads.{study.workload}.tuned"
+    if changed:
+        say(f"{where} holds these choices now, new for {', '.join(changed)}; commit it to declare them.")
+    else:
+        say(f"{where} holds these choices already; nothing was changed.")
+    for sentence in consequences(layout, study, changed):
+        say(sentence)
+
+
+def consequences(layout: Layout, study: Study, changed: list[str]) -> Iterator[str]:
+    """Which comparisons use the choice, and whose results were made before it changed for these arms, in sentences."""
+    users = users_of(layout, study.slug)
+    if not users:
+        yield f"No study uses them yet: `tuning: {study.slug}` in a comparison on {study.workload} does."
+        return
+    yield f"Used by {', '.join(user.slug for user in users)}."
+    judged = {r.study for r in ledger.read(layout.ledger).records if r.is_result}
+    for user in users:
+        if user.slug in judged and set(changed) & set(user.arms):
+            yield (
+                f"muon: {user.slug} has results with the values that stood there before: once this is committed its "
+                "plan counts as amended; a new study (`muon study new`) does not."
+            )
+
+
+def write_choices(params_file: Path, workload: str, choices: Mapping[str, Mapping[str, Any]]) -> None:
+    """Write the chosen options (arm -> option -> value) into params.yaml, leaving its comments and order alone."""
     from ruamel.yaml import YAML
 
     yaml = YAML()
@@ -113,37 +256,8 @@ def write_choices(params_file: Path, workload: str, choices: list[Choice]) -> No
     yaml.indent(mapping=2, sequence=4, offset=2)
     content = yaml.load(params_file)
     tuned = content["workloads"][workload].setdefault("tuned", {})
-    for choice in choices:
-        tuned.setdefault(choice.arm, {}).update(choice.point)
-    with params_file.open("w", encoding="utf-8") as file:
-        yaml.dump(content, file)
-
-
-def _results(records: list[RunRecord]) -> dict[str, RunRecord]:
-    return {r.cell_digest: r for r in reversed(records) if r.is_result}
-
-
-def _write_results(path: Path, study: Study, rows: dict[tuple[str, int, Point], RunRecord]) -> None:
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["arm", *study.grid, "seed", "status", "val_loss", "wall_seconds", "cost_usd", "cell_digest"])
-        for (arm, seed, point), r in sorted(
-            rows.items(), key=lambda item: (study.arms.index(item[0][0]), item[0][2], item[0][1])
-        ):
-            values = [value for _, value in point]
-            writer.writerow(
-                [
-                    arm,
-                    *values,
-                    seed,
-                    r.status,
-                    r.val_loss,
-                    round(r.wall_seconds, 2),
-                    r.cost_usd,
-                    r.cell_digest,
-                ]
-            )
-
-
-def _spell(point: Point) -> str:
-    return " ".join(f"{key}={value}" for key, value in point)
+    for arm, options in choices.items():
+        tuned.setdefault(arm, {}).update(options)
+    text = io.StringIO()
+    yaml.dump(content, text)
+    write_atomically(params_file, text.getvalue())

@@ -4,7 +4,8 @@
     steps                      -> workloads.<workload>.settings.steps
     seed, workload             -> seed, workload
 
-A key that params.yaml does not name takes a `+`, as DVC's overrides want it. What the line would make of params.yaml is
+Batch size and examples follow the number of steps by themselves where the workload declares them by run length. A key
+that params.yaml does not name takes a `+`, as DVC's overrides want it. What the line would make of params.yaml is
 checked first: DVC writes its values into the file before any stage could refuse them.
 """
 
@@ -14,6 +15,7 @@ import os
 import shlex
 import sys
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,18 +24,19 @@ import yaml
 from muonlab.pipeline.declare import declared_params
 from muonlab.pipeline.doors import dvc_environment
 from muonlab.pipeline.layout import Layout
-from muonlab.pipeline.resolve import load_params
+from muonlab.pipeline.price import by_run_length, size_text
+from muonlab.pipeline.resolve import load_params, resolve_settings
 from muonlab.registry.errors import unknown_name
 from muonlab.registry.settings import Params
 from muonlab.registry.yamlfile import read_yaml
 
-Value = str | int | float | bool
+Value = str | int | float | bool | list[int]
 
 
 def overrides(
     layout: Layout,
     arm: str,
-    options: dict[str, Value],
+    options: Mapping[str, Value],
     *,
     steps: int | None,
     seed: int,
@@ -41,8 +44,9 @@ def overrides(
 ) -> dict[str, Value]:
     """Dotted key of params.yaml -> value: the cell that is wanted, as `dvc exp run -S` takes it.
 
-    Steps that are too few for the workload's warm-up or evaluations shorten these too: the warm-up to its share of the
-    steps, the evaluations to the last step. Raises UsageError for a cell that could not be trained.
+    Steps that are too few for the warm-up (the workload's, and the optimizer's own), the evaluations or the Hessian's
+    steps shorten these too: the warm-up to its share of the steps, the evaluations to the last step, the Hessian's to
+    those that are left. Raises UsageError for a cell that could not be trained.
     """
     params = load_params(layout.params)
     if arm not in params.optimizers:
@@ -57,15 +61,27 @@ def overrides(
     if steps is not None:
         settings, at = params.workloads[name].settings, f"workloads.{name}.settings"
         wanted[f"{at}.steps"] = steps
-        if settings.warmup_steps >= steps:
-            wanted[f"{at}.warmup_steps"] = settings.warmup_steps * steps // settings.steps
+        own = params.optimizers[arm].get("warmup_steps", 0)
+        for place, warmup in ((at, settings.warmup_steps), (f"optimizers.{arm}", own)):
+            if warmup >= steps:
+                wanted[f"{place}.warmup_steps"] = warmup * steps // settings.steps
         if settings.eval_every > steps:
             wanted[f"{at}.eval_every"] = steps
-    _check(layout, wanted)
+        if max(settings.hessian_steps, default=0) > steps:
+            wanted[f"{at}.hessian_steps"] = [step for step in settings.hessian_steps if step <= steps]
+    _made(layout, wanted)
     return wanted
 
 
-def _check(layout: Layout, wanted: dict[str, Value]) -> None:
+def size_by_run_length(layout: Layout, wanted: dict[str, Value]) -> str | None:
+    """What the cell trains, where the workload declares batch size or examples by run length; else None."""
+    params = _made(layout, wanted)
+    settings = resolve_settings(params, params.workload, params.optimizer)
+    return size_text(settings) if settings.by_run_length else None
+
+
+def _made(layout: Layout, wanted: dict[str, Value]) -> Params:
+    """What the line would make of params.yaml, checked."""
     content = read_yaml(layout.params, where=layout.params.name)
     for key, value in wanted.items():
         *folders, last = key.split(".")
@@ -76,7 +92,9 @@ def _check(layout: Layout, wanted: dict[str, Value]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         tried = Path(folder) / layout.params.name
         tried.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
-        load_params(tried)
+        params = load_params(tried)
+    resolve_settings(params, params.workload, params.optimizer)
+    return params
 
 
 def exp_run(layout: Layout, wanted: dict[str, Value]) -> list[str]:
@@ -110,7 +128,9 @@ def _cell_keys(params: Params, arm: str, workload: str) -> dict[str, Any]:
     entry = params.workloads.get(workload)
     places: dict[str, dict[str, Any]] = {f"optimizers.{arm}": params.optimizers.get(arm, {})}
     if entry is not None:
-        places[f"workloads.{workload}.settings"] = entry.settings.model_dump(mode="json")
+        # What follows from the number of steps stands in no file.
+        settings = entry.settings.model_dump(mode="json", exclude=set(by_run_length(entry.settings)))
+        places[f"workloads.{workload}.settings"] = settings
         places[f"workloads.{workload}.tuned.{arm}"] = entry.tuned.get(arm, {})
     return {f"{place}.{key}": value for place, found in places.items() for key, value in found.items()}
 

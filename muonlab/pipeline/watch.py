@@ -48,7 +48,7 @@ def report_now(layout: Layout, slug: str) -> Standing:
     Raises UsageError for an unknown study, one that is not a comparison, and where nothing was prepared to run it.
     """
     study = _comparison(layout, slug)
-    if not _is_prepared(layout, study):
+    if not is_prepared(layout, study):
         raise UsageError(f"{slug}: nothing of it has been prepared or run here yet; `muon study run {slug}` does both.")
     return report_without_dvc(layout, slug)
 
@@ -65,9 +65,9 @@ def watch_study(
     if study.provenance == "reported":
         raise UsageError(f"experiments/{slug}: its results were reported by others, so there is no run to watch.")
     path = layout.reports(slug) / PARTIAL
-    if not _is_prepared(layout, study):
+    if not is_prepared(layout, study):
         say(f"nothing of {slug} has been prepared here yet; waiting for `muon study run {slug}`")
-    while not _is_prepared(layout, study):
+    while not is_prepared(layout, study):
         time.sleep(LOOK_EVERY_S)
     snapshot = collect(layout, slug, sweep=False)
     if (standing := _concluded(layout, snapshot)) is not None:
@@ -149,13 +149,13 @@ def _comparison(layout: Layout, slug: str) -> Study:
     study = load_study(layout, slug)
     if study.kind != "comparison":
         raise UsageError(
-            f"experiments/{slug}: kind is {study.kind!r}, and only a comparison has a report; its choice is in "
-            "params.yaml, its runs are in results.csv."
+            f"experiments/{slug}: kind is {study.kind!r}, and only a comparison is followed with a partial report; "
+            f"`muon report {slug}` reports what there is."
         )
     return study
 
 
-def _is_prepared(layout: Layout, study: Study) -> bool:
+def is_prepared(layout: Layout, study: Study) -> bool:
     """Whether the study's cells can be named: each hashes the code and the data that it would run on."""
     if study.provenance == "reported":
         return True

@@ -17,6 +17,7 @@ from muonlab.pipeline.layout import Layout
 from muonlab.pipeline.processes import die_with_parent
 from muonlab.registry.cell import Cell
 from muonlab.registry.errors import MuonlabError
+from muonlab.registry.files import full_disk_told
 
 
 def main() -> None:
@@ -38,14 +39,15 @@ def _train(layout: Layout, cell: Cell, purpose: Purpose) -> dict[str, object]:
     scratch = CellScratch(layout, cell.digest)
     try:
         data_dir = layout.data(cell.workload)
-        record = scratch.finished() or train_cell(
-            layout,
-            cell,
-            purpose,
-            data_dir=data_dir,
-            warn=lambda text: print(f"{cell.key}: {text}", file=sys.stderr, flush=True),
-        )
-        evaluate_now(layout, scratch.bundle, cell.settings, record, data_dir)
+        with full_disk_told():
+            record = scratch.finished() or train_cell(
+                layout,
+                cell,
+                purpose,
+                data_dir=data_dir,
+                warn=lambda text: print(f"{cell.key}: {text}", file=sys.stderr, flush=True),
+            )
+            evaluate_now(layout, scratch.bundle, cell.settings, record, data_dir)
     except MuonlabError as error:
         records = scratch.records()
         return {

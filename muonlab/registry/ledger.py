@@ -7,23 +7,34 @@ reading verifies every line. The rules of a merge:
 - two attempts at one cell with the same outcome are one row (the first);
 - two attempts at one cell with different outcomes are both kept, and the cell is a conflict.
 
-A line that git's history of the file holds and the file no longer does is put back, and reported.
+A line that git's history of the file holds and the file no longer does is put back, and reported. Nothing is
+remembered between two readings: all lines and all committed versions are looked at each time.
 """
 
 from __future__ import annotations
 
+import gc
+import hashlib
 import json
 import os
-import subprocess
-from collections.abc import Iterable
+import re
+from collections import deque
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
 from filelock import FileLock
 from pydantic import ValidationError
 
+from muonlab.registry import versions
 from muonlab.registry.canonical import canonical_json, sha256_of
 from muonlab.registry.record import RunRecord
+
+VERSION = 1
+"""The schema_version that is written and read."""
+KEPT_VERSIONS = 4
+"""Committed versions kept in memory, to tell still older ones by."""
 
 
 class Ledger(NamedTuple):
@@ -44,13 +55,45 @@ def to_line(record: RunRecord) -> str:
 
 def parse_line(line: str) -> RunRecord:
     """Return the record of a line; raises ValueError with the reason when the line is not what was written."""
+    record = _as_written(line)
+    return record if record is not None else _parse_slowly(line)
+
+
+def _as_written(line: str) -> RunRecord | None:
+    """The record of a line that is spelled as `to_line` spells it and hashes to what it states; None for any other.
+
+    The hashed text is then the line without its hash, so that nothing need be spelled again to verify it.
+    """
+    stated = _STATED.search(line)
+    # Canonical JSON knows no NaN, which the reader of records would let pass.
+    if stated is None or "NaN" in line or "Infinity" in line:
+        return None
+    text = line[: stated.start()] + line[stated.end() :]
+    if hashlib.sha256(text.encode()).hexdigest() != stated[1]:
+        return None
+    try:
+        record = RunRecord.model_validate_json(text)
+    except ValidationError:
+        return None
+    return record if "schema_version" in record.model_fields_set else None
+
+
+_STATED = re.compile(r',"sha256":"([0-9a-f]{64})"')
+
+
+def _parse_slowly(line: str) -> RunRecord:
     try:
         content = json.loads(line)
         stated = content.pop("sha256")
     except (json.JSONDecodeError, AttributeError, KeyError, TypeError) as error:
+        if isinstance(error, json.JSONDecodeError) and line.startswith("{"):
+            raise ValueError(
+                "is not a ledger line: it is cut short (its writing was stopped in the middle, or it was edited); "
+                "`muon study status` records its attempt again where the run was made, and then the line can be deleted"
+            ) from error
         raise ValueError("is not a ledger line") from error
-    if content.get("schema_version") != 1:
-        raise ValueError(f"has schema_version {content.get('schema_version')!r}, which this version (1) cannot read")
+    if (version := content.get("schema_version")) != VERSION:
+        raise ValueError(_of_another_version(version))
     if sha256_of(content) != stated:
         raise ValueError("was edited after it was written (its sha256 does not match)")
     try:
@@ -60,30 +103,82 @@ def parse_line(line: str) -> RunRecord:
         raise ValueError(f"is not a valid record ({'.'.join(map(str, first['loc']))}: {first['msg']})") from error
 
 
+def _of_another_version(version: object) -> str:
+    has = f"has schema_version {version!r}, and this muonlab reads {VERSION}"
+    if isinstance(version, int) and version > VERSION:
+        return f"{has}: a newer one wrote it; update muonlab (`git pull`, then `make setup`)"
+    return f"{has}, the first there has been: the line was edited, and no migration is needed; take it back from git"
+
+
 def read(path: Path) -> Ledger:
     """Read and verify a ledger file; a missing file is an empty ledger."""
-    records: list[RunRecord] = []
+    return _read(path, path.read_bytes() if path.exists() else b"")
+
+
+def _read(path: Path, content: bytes) -> Ledger:
+    records: dict[str, RunRecord] = {}
     findings: list[str] = []
-    if not path.exists():
-        return Ledger(records, findings, [])
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-        if not line.strip():
-            continue
-        try:
-            records.append(parse_line(line))
-        except ValueError as error:
-            findings.append(f"{path.name} line {number} {error}.")
-    return Ledger(records, findings, [])
+    with _no_garbage():
+        # Bytes are split where lines were ended: str.splitlines also knows ends that JSON has in its strings.
+        for number, line in enumerate(content.split(b"\n"), start=1):
+            if not line.strip():
+                continue
+            try:
+                record = parse_line(line.decode(errors="replace"))
+            except ValueError as error:
+                findings.append(f"{path.name} line {number} {error}.")
+                continue
+            held = records.setdefault(record.attempt_id, record)
+            # A merge by git's union keeps a line that both sides have added twice.
+            if held is not record and held != record:
+                findings.append(
+                    f"{path.name} line {number} is the attempt {record.attempt_id}, which an earlier line has with "
+                    "another content; one of the two was edited."
+                )
+    return Ledger(list(records.values()), findings, [])
 
 
-def committed_lines(path: Path) -> list[str]:
-    """Every line that any commit reachable from HEAD added to the file, oldest first; none outside git."""
-    command = ["git", "log", "--reverse", "--format=", "-p", "--unified=0", "--no-color", "--", path.name]
+@contextmanager
+def _no_garbage() -> Iterator[None]:
+    # What is read holds no cycles and stays; the collector would look through all of it again and again.
+    was_on = gc.isenabled()
+    gc.disable()
     try:
-        shown = subprocess.run(command, cwd=path.parent, capture_output=True, text=True, check=True).stdout
-    except (OSError, subprocess.CalledProcessError):
-        return []
-    return [line[1:] for line in shown.splitlines() if line.startswith("+{")]
+        yield
+    finally:
+        if was_on:
+            gc.enable()
+
+
+def content_sha256(path: Path) -> str:
+    """SHA-256 of what a ledger file holds, whatever the order of its lines: `LC_ALL=C sort -u FILE | sha256sum`.
+
+    Two clones that hold the same lines have the same hash, whichever of them merged the other's. Empty without a file.
+    """
+    if not path.exists():
+        return ""
+    lines = {line for line in path.read_bytes().split(b"\n") if line}
+    return hashlib.sha256(b"".join(line + b"\n" for line in sorted(lines))).hexdigest()
+
+
+def lost_lines(path: Path, content: bytes) -> list[str]:
+    """Lines of committed versions of the ledger that its `content` has not, oldest first; none outside git.
+
+    A version with which the content begins has none of them and is not read.
+    """
+    found: list[list[bytes]] = []
+    # The last few that were read: most often, what an older version is the beginning of.
+    texts: deque[bytes] = deque(maxlen=KEPT_VERSIONS)
+    held: set[bytes] = set()
+    for version in versions.newest_first(path):
+        if version.begins(content) or any(version.begins(text) for text in texts):
+            continue
+        text = versions.read_version(path, version)
+        texts.append(text)
+        held = held or set(content.split(b"\n"))
+        found.append([line for line in text.split(b"\n") if line.startswith(b"{") and line not in held])
+    lines = dict.fromkeys(line for version_lines in reversed(found) for line in version_lines)
+    return [line.decode(errors="replace") for line in lines]
 
 
 def append(path: Path, records: Iterable[RunRecord]) -> Ledger:
@@ -94,7 +189,8 @@ def append(path: Path, records: Iterable[RunRecord]) -> Ledger:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(path.with_suffix(".lock")):
-        ledger = read(path)
+        content = path.read_bytes() if path.exists() else b""
+        ledger = _read(path, content)
         known = {record.attempt_id: record for record in ledger.records}
         outcomes = {(r.cell_digest, r.outcome()) for r in ledger.records if r.is_result}
         findings = list(ledger.findings)
@@ -126,7 +222,7 @@ def append(path: Path, records: Iterable[RunRecord]) -> Ledger:
                     f"{path.name}; it is put back from git's history."
                 )
 
-        for line in committed_lines(path):
+        for line in lost_lines(path, content):
             try:
                 admit(parse_line(line), restored=True)
             except ValueError:
@@ -134,14 +230,20 @@ def append(path: Path, records: Iterable[RunRecord]) -> Ledger:
         for record in records:
             admit(record, restored=False)
         if new:
-            _append_lines(path, [to_line(record) for record in new])
+            # A killed writer can leave a last line without its end; a new row must not be glued to it.
+            torn = content != b"" and not content.endswith(b"\n")
+            _append_bytes(path, (("\n" if torn else "") + "".join(to_line(r) + "\n" for r in new)).encode())
         return Ledger([*ledger.records, *new], findings, notes)
 
 
-def _append_lines(path: Path, lines: list[str]) -> None:
-    # A power cut can leave a last line without its end; a new row must not be glued to it.
-    torn = path.exists() and path.stat().st_size > 0 and not path.read_bytes().endswith(b"\n")
-    with path.open("a", encoding="utf-8") as file:
-        file.write(("\n" if torn else "") + "".join(line + "\n" for line in lines))
-        file.flush()
-        os.fsync(file.fileno())
+def _append_bytes(path: Path, added: bytes) -> None:
+    with path.open("ab", buffering=0) as file:
+        before = file.tell()
+        try:
+            left = memoryview(added)
+            while left:
+                left = left[file.write(left) :]
+            os.fsync(file.fileno())
+        except OSError:  # the disk is full: no part of a row is left behind
+            file.truncate(before)
+            raise

@@ -46,6 +46,19 @@ class Provenance(Closed):
     host_os: str
 
 
+class Computing(Closed):
+    """How the numbers were computed, and what that took."""
+
+    device: str
+    precision: str
+    """Dtype of the weights, and `bfloat16 autocast` where products of matrices were rounded to that."""
+    repeats: str
+    """How far a repetition on the same kind of machine agrees; in words."""
+    seconds_by_part: dict[str, float]
+    """Wall seconds of the attempt: data, forward, backward, optimizer, measures, evaluation, logging, checkpoint."""
+    peak_memory_bytes: int
+
+
 class CurvePoint(Closed):
     """Validation loss [nats/token] after `step` optimizer steps; null where it was not finite."""
 
@@ -84,6 +97,8 @@ class RunRecord(Closed):
     curve: list[CurvePoint]
     orthogonalizers: dict[str, str] = {}
     """Which method made the updates of the matrices of each shape, `m x n`, orthogonal: what `auto` came to."""
+    computing: Computing | None = None
+    """Null where the attempt did not come to an end."""
     hashes: Hashes
     provenance: Provenance
     error: str | None = None

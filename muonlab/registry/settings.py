@@ -50,29 +50,57 @@ class DataSettings(Closed):
     """`gensim-wiki`: the encyclopedia articles inside the gensim wheel (CC BY-SA), read offline; `files`: one's own
     jsonl, parquet or text; `hub`: a data set of the Hugging Face hub."""
     files: list[str] = []
-    """Of `files`: paths or patterns, relative to the repository."""
+    """Of `files`: paths or patterns, relative to the repository; .jsonl, .jsonl.gz, .parquet (a row is a document) and
+    .txt (a file is a document)."""
     dataset: str | None = None
-    """Of `hub`: its name there, such as HuggingFaceFW/fineweb-edu."""
+    """Of `hub`: its name there, such as HuggingFaceFW/fineweb-edu, or a folder in its layout, relative to the
+    repository."""
     config: str | None = None
     """Of `hub`: the part of it, such as sample-10BT."""
     split: str = "train"
     """Of `hub`: a split or a slice of one, such as train[:1%]."""
     revision: str | None = None
-    """Of `hub`: the commit (40 hex digits) or tag that is read."""
+    """Of `hub`: the commit (40 hex digits) that is read; of a folder there is none."""
     streaming: bool = False
     """Of `hub`: read as it downloads, and no more than is needed."""
     text_field: str = "text"
     """Of jsonl, parquet and `hub`: the field that holds a document's text."""
     max_documents: Count | None = None
+    """The first so many are used, and no more are read."""
     validation_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.05
     """Share of the documents (not of the blocks: a split by block would leak articles)."""
     split_seed: Seed = 0
     tokenizer: str | None = None
-    """A tokenizer of the hub or a folder; null: a byte-level BPE is trained on the training documents."""
+    """A tokenizer of the hub, a folder with a tokenizer.json (relative to the repository), or `package:NAME` for that
+    of an installed package's model; null: a byte-level BPE is trained on the training documents."""
     tokenizer_revision: str | None = None
+    """Of the hub: the commit (40 hex digits) that is read; of a package: its version, null for any."""
     vocab_size: Annotated[int, Field(ge=257, le=262144, strict=True)] = 2048
     """Size of the vocabulary, end token included: of the BPE that is trained, or of the model that is loaded."""
     sequence_length: Count = 128
+
+    @model_validator(mode="after")
+    def _belongs_to_the_source(self) -> DataSettings:
+        if self.source == "files" and not self.files:
+            raise ValueError("source is files, and files names none; list paths or patterns.")
+        if self.source == "hub" and self.dataset is None:
+            raise ValueError("source is hub, and dataset names none; set it, such as HuggingFaceFW/fineweb-edu.")
+        of = {"files": ("files",), "hub": ("dataset", "config", "split", "revision", "streaming")}
+        for source, names in of.items():
+            for name in names:
+                if self.source != source and getattr(self, name) != type(self).model_fields[name].default:
+                    raise ValueError(
+                        f"{name} is set, which only source {source} reads, and source is {self.source}; "
+                        "leave out one of the two."
+                    )
+        if self.streaming and "[" in self.split:
+            raise ValueError(
+                f"split is {self.split!r}, a slice, which cannot be streamed; set max_documents for its beginning, "
+                "or streaming to false."
+            )
+        if self.tokenizer_revision is not None and self.tokenizer is None:
+            raise ValueError("tokenizer_revision is set, and tokenizer names none; leave it out, or name one.")
+        return self
 
 
 @explains
@@ -112,12 +140,13 @@ class ModelSettings(Closed):
 class PretrainedSettings(Closed):
     """A model that others have made: its architecture, and its weights unless they are drawn anew."""
 
-    pretrained: str
-    """A model of the hub, a folder in the hub's layout, or `package:NAME` for one that an installed package holds."""
+    pretrained: Annotated[str, StringConstraints(min_length=1)]
+    """A model of the hub, a folder in the hub's layout (relative to the repository), or `package:NAME` for one that an
+    installed package holds."""
     revision: str | None = None
-    """Of the hub: the commit (40 hex digits) or tag that is read."""
+    """Of the hub: the commit (40 hex digits) that is read; of a package: its version, null for any."""
     start: Literal["pretrained", "random"] = "pretrained"
-    """Fine-tuned from its weights, or trained from scratch."""
+    """Fine-tuned from its weights, or trained from scratch: weights drawn from the run's seed."""
 
 
 def _kind_of_model(value: object) -> str:
@@ -155,10 +184,16 @@ class WorkloadSettings(Closed):
     """Batch size and examples by the number of steps, shortest first; a value of its own takes their place."""
     batch_size: Count = 4
     """Sequences a step."""
+    micro_batch_size: Count | None = None
+    """Sequences in one pass forward and back, of which a step adds up as many as make a batch: less memory, the same
+    gradient to rounding. Null: the whole batch, or a rank's share of it, at once."""
     examples: Count | None = None
     """Blocks of sequence_length tokens, from the start of the training split, that are trained on; null: all."""
     weights: Literal["float32", "bfloat16"] = "float32"
     """The model's own dtype. Under bfloat16 an optimizer keeps float32 masters, unless its `masters` is off."""
+    precision: Literal["auto", "float32", "bfloat16-autocast"] = "auto"
+    """What is computed in: `bfloat16-autocast` rounds the factors of matrix products and leaves the weights alone.
+    `auto` is that for float32 weights on CUDA, and elsewhere the dtype of the weights."""
     warmup_steps: Annotated[int, Field(ge=0, strict=True)] = 0
     """Linear warm-up from 0, of every parameter group."""
     schedule: Literal["constant", "cosine"] = "cosine"
@@ -209,6 +244,16 @@ class WorkloadSettings(Closed):
         if self.warmup_steps >= self.steps:
             raise ValueError(
                 f"warmup_steps is {self.warmup_steps}, which leaves nothing of {self.steps} steps; set it below steps."
+            )
+        if self.micro_batch_size is not None and self.batch_size % self.micro_batch_size:
+            raise ValueError(
+                f"micro_batch_size is {self.micro_batch_size}, which does not divide batch_size = {self.batch_size}; "
+                "choose one that does."
+            )
+        if self.precision != "auto" and self.weights != "float32":
+            raise ValueError(
+                f"precision is {self.precision}, which is for float32 weights, and weights is {self.weights}; "
+                "leave one of the two out."
             )
         if self.hessian_steps and max(self.hessian_steps) > self.steps:
             raise ValueError(

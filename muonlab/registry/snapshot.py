@@ -50,6 +50,16 @@ class GateState(Closed):
     """In words."""
     is_open: bool
 
+    @property
+    def asking(self) -> str:
+        """The part of the sentence that stays the same while the gate opens and closes."""
+        return f"asks for {self.asks}"
+
+    @property
+    def sentence(self) -> str:
+        """What is asked and what was found, about `the study`."""
+        return f"{self.asking}; found: {self.found}"
+
 
 class ArmTuning(Closed):
     """How an arm's options were chosen."""
@@ -65,6 +75,20 @@ class ArmTuning(Closed):
     """The arm runs here with the values that were chosen."""
     at_edge: list[str] = []
     """Options whose chosen value is the smallest or largest that was tried."""
+
+
+class Selection(Closed):
+    """By what a study's challengers were selected that declares `selected_from`."""
+
+    study: Name
+    """The selecting one."""
+    out_of: int
+    """Its challengers."""
+    same_workload: bool
+    means: dict[Name, float]
+    """Challenger -> mean final loss there, in nats/token; empty where its whole report is not here."""
+    picked: Name | None
+    """The one with the lowest; null where that is not known."""
 
 
 class Registration(Closed):
@@ -118,6 +142,8 @@ class Snapshot(Closed):
     """What the study asks for before it may start, as it stands now."""
     tuning: dict[Name, ArmTuning] = {}
     """Arm -> how its options were chosen; an arm that no tuning study has tried is not in it."""
+    selection: Selection | None = None
+    """Of a study that confirms what another one's results have picked."""
     ledger_sha256: str
     judged_by: str
     """SHA-256 over the code that judges and reports: other code makes the report anew."""
@@ -135,7 +161,8 @@ class Snapshot(Closed):
                 f"results were recorded under another declaration ({', '.join(other)}) than the one registered now "
                 f"({self.current_registration[:12]})"
             )
-        if borrowed := self.borrowed(self.study.challengers):
+        # A rehearsal decides nothing, so that it may share what other rehearsals have trained.
+        if self.study.twin_of is None and (borrowed := self.borrowed(self.study.challengers)):
             listed = ", ".join(f"{cell.arm}-{cell.seed}" for cell in borrowed)
             found.append(
                 f"a challenger's results were not made under this declaration but before or beside it: {listed}"

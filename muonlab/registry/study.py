@@ -313,6 +313,7 @@ class Study(Closed):
                 "price_usd_per_gpu_hour": 0.0,
                 "budget_usd": 0.0,
                 "requires": [],
+                "on_archive": None,
                 "selected_from": None,
                 "twins": {},
                 "twin_of": self.slug,

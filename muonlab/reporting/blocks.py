@@ -34,6 +34,8 @@ class Table:
     rows: tuple[tuple[str, ...], ...]
     collapsed: bool = False
     """Long, and read by few: it may be folded where there is something to fold it with."""
+    strong: frozenset[tuple[int, int]] = frozenset()
+    """(row, column) of the cells that stand out."""
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,10 @@ from collections.abc import Iterable
 from muonlab.registry.record import RunRecord
 from muonlab.reporting import sections_course, sections_record, sections_result
 from muonlab.reporting.blocks import Bullets, Document, Kind, Section, Table, one_line, shortened, visible
+from muonlab.reporting.gate_wording import gate_warnings
+from muonlab.reporting.selected import selection_doubts
 from muonlab.reporting.standing import Standing
+from muonlab.reporting.tuning_wording import tuning_limits, tuning_section
 from muonlab.reporting.wording import (
     decision_sentence,
     family_text,
@@ -19,6 +22,7 @@ from muonlab.reporting.wording import (
     limits,
     next_step,
     outcomes_text,
+    rehearsal_notes,
     status_line,
 )
 
@@ -44,11 +48,12 @@ def build(
         Section("Early stability", sections_course.early_stability(standing)),
         Section("Speed to target", sections_course.speed_to_target(standing)),
         Section("Cost", sections_course.cost(standing)),
+        Section("Tuning", tuning_section(standing.snapshot)),
         Section("Diagnostics", sections_course.diagnostics(standing, drawn)),
         Section("What the models write", sections_record.samples(standing)),
         Section("What was declared", sections_record.declared(standing)),
         Section("Every run", sections_record.runs(standing)),
-        Section("Limits of this study", () if partial else (Bullets(shortened(limits(standing), study.arms)),)),
+        Section("Limits of this study", () if partial else (Bullets(shortened(_limits(standing), study.arms)),)),
         Section("Provenance", sections_record.provenance(standing)),
     ]
     return Document(
@@ -63,8 +68,19 @@ def build(
     )
 
 
+def _limits(standing: Standing) -> list[str]:
+    return [*limits(standing), *tuning_limits(standing.snapshot)]
+
+
 def _lead(standing: Standing) -> tuple[str, ...]:
-    return (decision_sentence(standing), f"Next: {next_step(standing)}", status_line(standing))
+    return (decision_sentence(standing), *_as_a_whole(standing), f"Next: {next_step(standing)}", status_line(standing))
+
+
+def _as_a_whole(standing: Standing) -> tuple[str, ...]:
+    if standing.passed is None:
+        return ()
+    rehearsed = "In this rehearsal, which decides nothing: " if standing.snapshot.study.twin_of else ""
+    return (f"{rehearsed}{standing.passed.sentence}",)
 
 
 def _partial_lead(standing: Standing) -> tuple[str, ...]:
@@ -78,12 +94,14 @@ def _partial_lead(standing: Standing) -> tuple[str, ...]:
 
 def _warnings(standing: Standing, *, partial: bool) -> list[str]:
     word = "Contradiction" if partial else "INVALID"
-    found = [f"{word}: {reason}" for reason in standing.integrity]
+    found = [*rehearsal_notes(standing), *(f"{word}: {reason}" for reason in standing.integrity)]
     if not standing.complete and not partial:
         found.append(
             "This report is partial: the declared grid is not finished, and what it says can change with every run."
         )
+    found += gate_warnings(standing)
     found += [f"Plan amended: {reason}. Only the E-value decides." for reason in standing.snapshot.amendments]
+    found += selection_doubts(standing.snapshot)
     if standing.undeclared:
         found.append(f"Family: {family_text(standing)}.")
     return found

@@ -20,9 +20,18 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from muonlab.registry.errors import UsageError
 from muonlab.registry.settings import Closed
 from muonlab.reporting.blocks import Kind, Table, one_line
+from muonlab.reporting.criteria import Passed
 from muonlab.reporting.report import escape_inline, markdown_table
 from muonlab.reporting.standing import ArmComparison, Standing
+from muonlab.reporting.tuning_report import TunedStudy
 from muonlab.reporting.wording import ABSENT, bracket, broken_guardrails, duration, half_width, money, signed
+
+COLUMNS = (
+    "Better by: the baseline's final validation loss minus the challenger's on the same seed (reported runs: of seeds "
+    "that were not recorded), in % of the baseline's, averaged over the pairs; negative is worse. The interval is for "
+    "one look at a number of pairs that no result chose. Cost: all attempts of all arms, failed ones too, in computing "
+    "time where no price was declared."
+)
 
 
 class ArmSummary(Closed):
@@ -52,6 +61,10 @@ class Summary(Closed):
     """The same in USD; None where the study has no price."""
     last_result: str | None
     """Day (UTC) on which the last run that counts ended; None before the first, and where it was not recorded."""
+    twin_of: str | None = None
+    """The study that this one rehearses, of which it decides nothing."""
+    passed: Literal["passed", "failed", "open"] | None = None
+    """By its pass criterion; None where it declares none."""
 
 
 class JudgedStudy(BaseModel):
@@ -62,6 +75,8 @@ class JudgedStudy(BaseModel):
     study: str
     decision: str
     summary: Summary
+    passed: Passed | None = None
+    amended: bool = False
 
 
 class IndexEntry(NamedTuple):
@@ -72,6 +87,8 @@ class IndexEntry(NamedTuple):
     state: Literal["judged", "waiting", "tuning", "foreign"]
     judged: JudgedStudy | None = None
     """Of a judged study."""
+    tuned: TunedStudy | None = None
+    """Of a tuning study that has a report."""
     reason: str = ""
     """Of a foreign one: what is wrong with its files, and what to do."""
 
@@ -87,6 +104,8 @@ def summarize(standing: Standing) -> Summary:
         seconds=standing.total_seconds,
         cost_usd=standing.total_cost_usd if study.price_usd_per_gpu_hour > 0 else None,
         last_result=_last_result(standing),
+        twin_of=study.twin_of,
+        passed=standing.passed.word if standing.passed else None,
     )
 
 
@@ -136,7 +155,9 @@ def read_judged(folder: Path) -> JudgedStudy | None:
 
 def render_index(entries: Sequence[IndexEntry]) -> str:
     """The index as Markdown that reads well raw, too: the judged studies in a table, the others in lists."""
-    judged = [(entry.slug, entry.judged.summary) for entry in entries if entry.judged is not None]
+    with_verdict = [(entry.slug, entry.judged.summary) for entry in entries if entry.judged is not None]
+    judged = [(slug, summary) for slug, summary in with_verdict if summary.twin_of is None]
+    rehearsed = [(slug, summary) for slug, summary in with_verdict if summary.twin_of is not None]
     parts = [
         "# Studies",
         "Written by `muon` at the end of every report, from the verdict.json of each study; an edit here is lost.",
@@ -144,10 +165,7 @@ def render_index(entries: Sequence[IndexEntry]) -> str:
     if judged:
         parts += [
             markdown_table(_table(judged)),
-            "Better by: the baseline's final validation loss minus the challenger's on the same seed (reported runs: "
-            "of seeds that were not recorded), in % of the baseline's, averaged over the pairs; negative is worse. The "
-            "interval is for one look at a number of pairs that no result chose. Cost: all attempts of all arms, "
-            "failed ones too, in computing time where no price was declared.",
+            COLUMNS,
             "\n".join(f"- **{slug}** {escape_inline(one_line(summary.question))}" for slug, summary in judged),
         ]
     else:
@@ -160,8 +178,11 @@ def render_index(entries: Sequence[IndexEntry]) -> str:
         lines = [_line(entry) for entry in entries if entry.state == state]
         if lines:
             parts += [f"## {title}", "\n".join(lines)]
-    if judged:
-        parts.append("\n".join(f"[{slug}]: {slug}/report.md" for slug, _ in judged))
+    if rehearsed:
+        about = "Each shows that its study runs, on a workload made small for that, and decides nothing about it."
+        parts += ["## Rehearsals", about, markdown_table(_table(rehearsed)), *(() if judged else (COLUMNS,))]
+    if with_verdict:
+        parts.append("\n".join(f"[{slug}]: {slug}/report.md" for slug, _ in with_verdict))
     return "\n\n".join(parts) + "\n"
 
 
@@ -170,7 +191,10 @@ def _line(entry: IndexEntry) -> str:
         return f"- {entry.slug}: {escape_inline(one_line(entry.reason))}"
     question = escape_inline(one_line(entry.question))
     if entry.state == "tuning":
-        return f"- [{entry.slug}](../experiments/{entry.slug}/study.yaml): {question}"
+        if entry.tuned is None:
+            return f"- [{entry.slug}](../experiments/{entry.slug}/study.yaml): {question} No report yet."
+        rehearsal = f"A rehearsal of {entry.tuned.twin_of}. " if entry.tuned.twin_of else ""
+        return f"- [{entry.slug}]({entry.slug}/report.md): {rehearsal}{escape_inline(one_line(entry.tuned.outcome))}"
     return f"- {entry.slug}: {question} (`muon study run {entry.slug}`)"
 
 
@@ -191,7 +215,9 @@ def _table(judged: Sequence[tuple[str, Summary]]) -> Table:
         # In Markdown a name in brackets is a link where its address is given, as it is below the table.
         study = (f"[{slug}]", *_spent(summary))
         for arm, its in summary.challengers.items():
-            rows.append((study[0], arm, _verdict(summary, its), *_effect(its), str(its.n), *study[1:]))
+            # The criterion is the study's: it stands in its first row, as the study's name does.
+            passed = f" (criterion: {summary.passed})" if study[0] and summary.passed else ""
+            rows.append((study[0], arm, _verdict(summary, its) + passed, *_effect(its), str(its.n), *study[1:]))
             study = ("", "", "")
     return Table(columns, tuple(rows))
 
@@ -203,6 +229,7 @@ def _verdict(summary: Summary, its: ArmSummary) -> str:
         *(["guardrail failed"] if its.guardrail_failed and judged else []),
         *(["reported, not run here"] if summary.provenance == "reported" else []),
         *(["partial"] if not summary.complete else []),
+        *(["rehearsal"] if summary.twin_of is not None else []),
     ]
     return ", ".join(words)
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from muonlab.registry.record import RunRecord
+from muonlab.registry.study import Study
 from muonlab.reporting import figures
 from muonlab.reporting.document import Document, Table, build
 from muonlab.reporting.figures import paper
@@ -32,9 +33,33 @@ def write_report(standing: Standing, out: Path, *, cell: RunRecord | None = None
     has nothing to show any more is removed.
     """
     found = figures.draw(standing, partial=partial)
-    drawn = {name: svg for name, svg in found.items() if svg is not None}
+    drawn = [name for name, svg in found.items() if svg is not None]
     document = build(standing, pictures=drawn, cell=cell, partial=partial)
-    alternatives = figures.alternative_texts(standing)
+    narrow = forest(standing, narrow=True, verdicts=not partial)
+    return write_document(
+        document,
+        found,
+        figures.alternative_texts(standing),
+        out,
+        narrow={"forest": narrow} if narrow else {},
+        arms=colours(standing.snapshot.study),
+    )
+
+
+def write_document(
+    document: Document,
+    found: dict[str, str | None],
+    alternatives: dict[str, str],
+    out: Path,
+    *,
+    narrow: dict[str, str],
+    arms: dict[str, tuple[str, str]],
+) -> list[Path]:
+    """Write a document as report.md and report.html, and its figures; None in `found` removes an earlier one.
+
+    `alternatives`, `narrow`, `arms`: as for `render_html`. Returns the files written.
+    """
+    drawn = {name: svg for name, svg in found.items() if svg is not None}
     folder = out / "figures"
     folder.mkdir(parents=True, exist_ok=True)
     written = []
@@ -44,10 +69,7 @@ def write_report(standing: Standing, out: Path, *, cell: RunRecord | None = None
             written.append(_write(path, drawn[name]))
         else:
             path.unlink(missing_ok=True)
-    narrow = forest(standing, narrow=True, verdicts=not partial)
-    html = render_html(
-        document, drawn, alternatives, narrow={"forest": narrow} if narrow else {}, arms=_colours(standing)
-    )
+    html = render_html(document, drawn, alternatives, narrow=narrow, arms=arms)
     return [
         _write(out / "report.md", render_markdown(document, alternatives)),
         _write(out / "report.html", html),
@@ -90,8 +112,9 @@ def _write(path: Path, text: str) -> Path:
     return path
 
 
-def _colours(standing: Standing) -> dict[str, tuple[str, str]]:
-    looks = {arm: paper.look(standing, arm).colour for arm in standing.snapshot.study.arms}
+def colours(study: Study) -> dict[str, tuple[str, str]]:
+    """Arm -> its colour by day and by night."""
+    looks = {arm: paper.look_in(study, arm).colour for arm in study.arms}
     return {arm: (colour, paper.DARK[colour]) for arm, colour in looks.items()}
 
 
@@ -178,10 +201,10 @@ def markdown_table(table: Table) -> str:
     head = [escape_inline(title) for title, _ in table.columns]
     rows = [
         [
-            escape_inline(f"`{cell}`" if kind == "code" and cell else cell)
-            for (_, kind), cell in zip(table.columns, row, strict=True)
+            _strong(escape_inline(f"`{cell}`" if kind == "code" and cell else cell), (y, x) in table.strong)
+            for x, ((_, kind), cell) in enumerate(zip(table.columns, row, strict=True))
         ]
-        for row in table.rows
+        for y, row in enumerate(table.rows)
     ]
     widths = [max(3, *(len(row[i]) for row in [head, *rows])) for i in range(len(head))]
     right = [kind == "number" for _, kind in table.columns]
@@ -192,6 +215,10 @@ def markdown_table(table: Table) -> str:
 
     rule = ["-" * (w - 1) + ":" if r else "-" * w for w, r in zip(widths, right, strict=True)]
     return "\n".join([line(head), line(rule), *map(line, rows)])
+
+
+def _strong(text: str, stands_out: bool) -> str:
+    return f"**{text}**" if stands_out and text else text
 
 
 def fenced(text: str) -> str:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 
+from muonlab.registry.record import RunRecord
+from muonlab.registry.study import LATER_KEYS, Study
 from muonlab.reporting.blocks import (
     MOST_ROWS,
     Block,
@@ -16,8 +18,11 @@ from muonlab.reporting.blocks import (
     shortened,
     visible,
 )
+from muonlab.reporting.gate_wording import gate_sentences
 from muonlab.reporting.sections_course import usd_of
+from muonlab.reporting.selected import selection_notes
 from muonlab.reporting.standing import Standing
+from muonlab.reporting.tuning_wording import tuned_by
 from muonlab.reporting.wording import (
     ABSENT,
     count,
@@ -76,7 +81,8 @@ def declared(standing: Standing) -> tuple[Block, ...]:
     decision = study.decision.model_dump(mode="json")
     decision["min_effect"] = margin_text(standing)
     rows = [(f"decision.{key}", _plain_value(value)) for key, value in decision.items()]
-    kept = study.model_dump(mode="json", exclude={"decision", "grid", "slug", "reported"})
+    unsaid = {name for name in LATER_KEYS if getattr(study, name) == Study.model_fields[name].default}
+    kept = study.model_dump(mode="json", exclude={"decision", "grid", "slug", "reported", "twins", *unsaid})
     rows = [*((key, _plain_value(value)) for key, value in kept.items()), *rows]
     registration = snapshot.registration
     if registration is None:
@@ -94,10 +100,14 @@ def declared(standing: Standing) -> tuple[Block, ...]:
         if starts:
             when += f" The first run that counts or was tried here started {moment(min(starts))}."
     options = [
-        (arm, _plain_value(spec.get("kind", arm)), _plain_value(spec.get("options", spec)), study.tuning)
+        (arm, _plain_value(spec.get("kind", arm)), _plain_value(spec.get("options", spec)), tuned_by(snapshot, arm))
         for arm, spec in snapshot.optimizers.items()
     ]
-    tables: list[Block] = [Paragraph(when), *map(Paragraph, orthogonalizers(standing)), _pairs(rows, "key", "declared")]
+    said = [when, *selection_notes(snapshot), *orthogonalizers(standing)]
+    tables: list[Block] = [*map(Paragraph, said)]
+    if snapshot.gates:
+        tables.append(Bullets(tuple(gate_sentences(standing)), "Gates"))
+    tables.append(_pairs(rows, "key", "declared"))
     if options:
         columns: tuple[tuple[str, Kind], ...] = (
             ("arm", "arm"),
@@ -163,6 +173,14 @@ def _notes(standing: Standing) -> tuple[Block, ...]:
     return (Bullets(shortened(standing.notes, names), "Noted"),) if standing.notes else ()
 
 
+def _dirty(records: Sequence[RunRecord]) -> Iterator[tuple[str, str]]:
+    """How many attempts were made from a tree that was not as committed, and by which differences."""
+    dirty = [r for r in records if r.provenance.diff_sha256 is not None]
+    if dirty:
+        hashes = sorted({str(r.provenance.diff_sha256)[:12] for r in dirty})
+        yield "made from a dirty tree", f"{count(len(dirty), 'attempt')}; hash of the git diff: {', '.join(hashes)}"
+
+
 def provenance(standing: Standing) -> tuple[Block, ...]:
     """What the runs were made with."""
     snapshot = standing.snapshot
@@ -181,6 +199,7 @@ def provenance(standing: Standing) -> tuple[Block, ...]:
                 "tracked code as committed",
                 values({True: "no", False: "yes", None: "not known"}[r.provenance.dirty] for r in records),
             ),
+            *_dirty(records),
             *(
                 (name, values(getattr(r.provenance, name) for r in records))
                 for name in ("python", "torch", "transformers", "device", "host_os")

@@ -122,11 +122,12 @@ def _effect(c: ArmComparison) -> tuple[str, ...]:
 
 
 def _verdict(standing: Standing, c: ArmComparison) -> str:
-    """The verdict, and beside it that a guardrail failed."""
+    """The verdict, and beside it that a guardrail failed, and that it is a rehearsal's."""
     assert c.decision is not None
     verdict = c.decision.verdict
     judged = verdict not in (Verdict.INVALID, Verdict.INCOMPLETE)
-    return f"{verdict.value}, guardrail failed" if judged and broken_guardrails(standing, c) else verdict.value
+    failed = ", guardrail failed" if judged and broken_guardrails(standing, c) else ""
+    return f"{verdict.value}{failed}{', rehearsal' if standing.snapshot.study.twin_of else ''}"
 
 
 def _of_seeds(seeds: Sequence[int]) -> str:
@@ -149,6 +150,8 @@ def reasons(standing: Standing) -> tuple[Block, ...]:
             found.append(worst_pair(c))
         names = standing.snapshot.study.arms
         blocks.append(Bullets(shortened(found, names), f"{c.arm}: {_verdict(standing, c)}"))
+    if standing.passed is not None:
+        blocks.append(Bullets(tuple(standing.passed.reasons), f"Pass criterion of the study: {standing.passed.word}"))
     return tuple(blocks)
 
 

@@ -35,6 +35,7 @@ from muonlab.reporting.courses import (
     guardrail_regress,
     pair_curves,
 )
+from muonlab.reporting.criteria import Passed, judge_passes
 from muonlab.stats.cost import CostPerPoint, cost_per_point
 from muonlab.stats.decision import FIRST_GO, Decision, decide_family
 from muonlab.stats.effect import Estimates, describe, evidence_path
@@ -171,6 +172,8 @@ class Standing(Closed):
     """Undeclared arm -> how many variants of it were run on the declared seeds, beside this study."""
     undeclared: int = 0
     """Arms beside the challengers that count in the family, because the challengers may have been picked among them."""
+    passed: Passed | None = None
+    """Whether the study has passed what it declares under `passes`; None where it declares nothing."""
     false_go: NoiseRate | None = None
     """How often the rule says GO wrongly in null studies with the noise of this one; the stats stage asks for it."""
     total_seconds: float
@@ -258,6 +261,7 @@ def judge(snapshot: Snapshot, evaluations: Sequence[Evaluation]) -> Standing:
         diagnostics=_diagnostics(snapshot, evaluations),
         tried=tried,
         undeclared=undeclared,
+        passed=judge_passes(study, rule, samples, decisions, cells),
         total_seconds=math.fsum(r.wall_seconds for r in snapshot.records),
         total_cost_usd=math.fsum(r.cost_usd for r in snapshot.records),
         lost_seconds=math.fsum(r.wall_seconds for r in lost),
@@ -270,6 +274,7 @@ def verdict_json(standing: Standing, decision_sentence: str) -> dict[str, object
     snapshot = standing.snapshot
     return {
         "study": snapshot.study.slug,
+        **({} if snapshot.study.twin_of is None else {"twin_of": snapshot.study.twin_of}),
         "registration": snapshot.registration.registration if snapshot.registration else None,
         "amended": snapshot.amended,
         "amendments": snapshot.amendments,
@@ -289,6 +294,7 @@ def verdict_json(standing: Standing, decision_sentence: str) -> dict[str, object
             for c in standing.comparisons
             if c.decision is not None
         },
+        "passed": standing.passed.model_dump(mode="json") if standing.passed else None,
         "decision": decision_sentence,
         "generated_from": [cell.digest for cell in standing.cells if cell.state != "missing"],
     }
@@ -374,6 +380,8 @@ def _left_out_pairs(snapshot: Snapshot, arm: str) -> tuple[str, ...]:
     """
     study = snapshot.study
     assert study.decision is not None
+    if study.twin_of is not None:
+        return ()  # its seeds are its study's first ones, whatever other rehearsals have run
     borrowed = bool(snapshot.borrowed([arm]))
     theirs = {run.seed for run in snapshot.left_out if run.arm == arm and (borrowed or run.study == study.slug)}
     pairs = {run.seed for run in snapshot.left_out if run.arm == study.baseline} & theirs
@@ -404,6 +412,8 @@ def _undeclared(snapshot: Snapshot, tried: dict[str, int]) -> int:
     one before its result.
     """
     study, registration = snapshot.study, snapshot.registration
+    if study.twin_of is not None:
+        return 0  # a rehearsal, which picks nothing
     held = registration if registration is not None and registration.is_whole else None
     own = {r.registration for r in snapshot.records if r.study == study.slug and r.is_result}
     replaced = bool(own - {None, held.registration if held else snapshot.current_registration})
@@ -551,14 +561,18 @@ def with_false_go(standing: Standing) -> Standing:
 def _rule(snapshot: Snapshot, declared: DeclaredRule) -> Rule:
     percent = isinstance(declared.min_effect, str)
     size = float(str(declared.min_effect).rstrip("%"))
+    fixed_n: int | Literal["at_hand"] | None = None if declared.plan == "sequential" else declared.plan.fixed
+    if fixed_n is not None and snapshot.study.twin_of is not None:
+        fixed_n = "at_hand"  # a rehearsal has fewer seeds than its study's one look
     return Rule(
         min_effect=size,
         min_effect_unit="percent" if percent else "nats",
         alpha=declared.alpha,
         plan="sequential" if declared.plan == "sequential" else "fixed",
-        fixed_n=None if declared.plan == "sequential" else declared.plan.fixed,
+        fixed_n=fixed_n,
         n_min=declared.n_min,
         n_max=declared.n_max,
+        first_seed=snapshot.study.first_seed,
         g=declared.g,
         correction=declared.correction,
         max_early_regress=float(str(declared.max_early_regress).rstrip("%")) / 100,

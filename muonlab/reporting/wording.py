@@ -16,6 +16,7 @@ from muonlab.registry.settings import PretrainedSettings
 from muonlab.registry.study import ReportedWorkload
 from muonlab.registry.verdict import Verdict
 from muonlab.reporting.blocks import one_line
+from muonlab.reporting.selected import selection_notes
 from muonlab.reporting.standing import ArmComparison, CellStanding, Standing
 from muonlab.stats.decision import Decision
 from muonlab.stats.predict import DECISION_CHANCE
@@ -248,6 +249,8 @@ def headline(standing: Standing) -> str:
     """The verdicts as a title."""
     baseline = standing.snapshot.study.baseline
     kinds = groups(standing)
+    if (parent := standing.snapshot.study.twin_of) is not None:
+        return f"Rehearsal of {parent}, no decision: {_rehearsed(standing)}."
     says: dict[Finding, str] = {
         "invalid": "INVALID: no verdict on {}",
         "incomplete": "INCOMPLETE: no verdict yet on {}",
@@ -275,6 +278,8 @@ def decision_sentence(standing: Standing) -> str:
     pivoted = False
     sized = False
     brief = len(standing.decided) > DETAILED_CLAUSES
+    if standing.snapshot.study.twin_of is not None:
+        return _rehearsal_sentence(standing, brief=brief)
     for kind, same in groups(standing):
         together = brief or kind in ("invalid", "incomplete")
         for members in [same] if together else [[c] for c in same]:
@@ -289,6 +294,41 @@ def decision_sentence(standing: Standing) -> str:
     if not standing.complete:
         return f"Partial, {outcomes_text(standing)}: {sentence}"
     return sentence[0].upper() + sentence[1:]
+
+
+def _rehearsed(standing: Standing) -> str:
+    """The verdicts of a rehearsal, each with whom it is on, and nothing that follows from them."""
+    by_verdict: dict[str, list[ArmComparison]] = {}
+    for c in standing.decided:
+        assert c.decision is not None
+        by_verdict.setdefault(c.decision.verdict.value, []).append(c)
+    return ", ".join(f"{verdict} on {_titled(members)}" for verdict, members in by_verdict.items())
+
+
+def _rehearsal_sentence(standing: Standing, *, brief: bool) -> str:
+    study = standing.snapshot.study
+    clauses = [
+        f"{c.decision.verdict.value} on {c.arm} {_after([c])} ({effect_text(c)})"
+        for c in standing.decided
+        if c.decision is not None
+    ]
+    partial = "" if standing.complete else f", partial ({outcomes_text(standing)})"
+    return (
+        f"A rehearsal on the workload {study.workload}{partial}, which decides nothing about {study.twin_of}: "
+        f"{_rehearsed(standing) if brief else '; '.join(clauses)}."
+    )
+
+
+def rehearsal_notes(standing: Standing) -> list[str]:
+    """What must be known of a rehearsal before its verdicts are read; nothing of any other study."""
+    study = standing.snapshot.study
+    if study.twin_of is None:
+        return []
+    return [
+        f"This is a rehearsal of the study {study.twin_of}, on the workload {study.workload} and "
+        f"{count(len(study.seeds), 'seed')}: it shows that the study runs from its plan to its report. It decides "
+        f"nothing about {study.twin_of}, whatever a verdict below says."
+    ]
 
 
 def _pivot(standing: Standing, archived: Sequence[ArmComparison]) -> str:
@@ -534,6 +574,8 @@ def next_step(standing: Standing) -> str:
     """What to do now and what it costs."""
     study = standing.snapshot.study
     by_kind = dict(groups(standing))
+    if study.twin_of is not None:  # nothing is adopted, archived or bought on a rehearsal
+        by_kind = {kind: found for kind, found in by_kind.items() if kind in ("invalid", "incomplete")}
     steps: list[str] = []
     if "invalid" in by_kind:
         steps.append("Mend what contradicts itself (the reasons are below) before any further run is paid for.")
@@ -560,6 +602,7 @@ def next_step(standing: Standing) -> str:
         names = listed(c.arm for c in archived)
         steps.append(
             f"Archive {names}{_pivot(standing, archived)}; this asks for no further pair and costs nothing more."
+            f"{_archive_commands(standing, archived)}"
         )
         if study.on_archive in [c.arm for c in archived]:
             steps.append(f"The declared next method, {study.on_archive}, is archived here as well.")
@@ -574,7 +617,17 @@ def next_step(standing: Standing) -> str:
         steps.append(f"Keep {study.baseline} over {names}: the plan has no pairs left, and this study buys no more.")
     if "reported" in by_kind:
         steps += [_pairs_of_our_own(standing, comparison) for comparison in by_kind["reported"]]
+    if study.twin_of is not None:
+        steps.append(f"Nothing follows from a rehearsal: `muon study plan {study.twin_of}` prices the study itself.")
     return " ".join(steps)
+
+
+def _archive_commands(standing: Standing, archived: Sequence[ArmComparison]) -> str:
+    """The commands that record it, which take a complete study."""
+    if not standing.complete:
+        return ""
+    commands = listed(f"`muon archive {c.arm} --study {standing.snapshot.study.slug}`" for c in archived)
+    return f" {commands} {'records' if len(archived) == 1 else 'record'} that."
 
 
 def expected(standing: Standing, arms: Sequence[str]) -> tuple[float, float]:
@@ -674,11 +727,7 @@ def limits(standing: Standing) -> list[str]:
     )
     if study.tuning == "untuned":
         found.append("Untuned: the learning rates were not tuned, so that a difference may be one of tuning.")
-    else:
-        found.append(
-            f"Tuning: the learning rates are those of the tuning study {study.tuning}; its grid bounds how well each "
-            "arm could do."
-        )
+    found += selection_notes(snapshot)
     found.append(correction_text(standing))
     if standing.false_go is not None:
         found.append(f"Error rate at hand: {standing.false_go.sentence}.")

@@ -26,6 +26,8 @@ class Rule(BaseModel):
     """Pairs of a fixed plan, or "at_hand": as many as there are. None under a sequential plan, and only there."""
     n_min: Annotated[int, Field(ge=2, le=N_LIMIT)] = 4
     n_max: Annotated[int, Field(ge=2, le=N_LIMIT)] = 12
+    first_seed: Annotated[int, Field(ge=0)] = 0
+    """Where the seeds of a sequential plan begin."""
     g: PositiveFloat = 2.0
     correction: Literal["holm", "dunnett"] = "holm"
     """How the family's error rate is kept; Dunnett's test, blocked by seed, needs equal variances and one look."""

@@ -203,8 +203,9 @@ def pair(sample: PairedSample, rule: Rule) -> Pairs:
 
     limit = rule.pairs_used_at_most()
     if rule.plan == "sequential":
-        in_order = [seed for seed in paired if seed < rule.n_max]
-        gap = [seed for seed in range(in_order[-1] + 1 if in_order else 0) if seed not in in_order]
+        first = rule.first_seed
+        in_order = [seed for seed in paired if first <= seed < first + rule.n_max]
+        gap = [seed for seed in range(first, in_order[-1] + 1 if in_order else first) if seed not in in_order]
         if gap:
             incomplete.append(
                 f"a sequential plan uses seeds in order, and seeds {_seed_list(gap)} are missing before seed "

@@ -4,6 +4,7 @@
     curve.jsonl  -> curve/<column>, optimizer/<diagnostic>   at (step, started_at + seconds)
     system.jsonl -> system/<reading>                         at (seconds, started_at + seconds)
     record.json  -> val_loss, perplexity, cost_usd, wall_seconds, final_step
+                    and, of a result, the files train.json and curve.csv, as DVC keeps them beside the weights
 
 A point's timestamp is computed from the attempt and not taken from the clock: the store holds a (key, timestamp,
 step, value) once, so a replay adds nothing. The curve has names of its own because its losses are measured on the
@@ -19,6 +20,7 @@ Source: the state that its own pages save under "Views".
 from __future__ import annotations
 
 import csv
+import io
 import json
 import math
 from collections.abc import Iterable, Iterator
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
     from mlflow.entities import DatasetInput, Metric, Param
 
 EXPLORATION = "exploration"
+RECORD_FILE, CURVE_FILE = "train.json", "curve.csv"
 RUN_STATUS = {"completed": "FINISHED", "diverged": "FINISHED", "failed": "FAILED", "abandoned": "KILLED"}
 NOT_SERIES = ("step", "seconds", "tokens")
 DIAGNOSTIC_PREFIX = "opt_"
@@ -167,6 +170,22 @@ def curve_of_record(record: RunRecord, file: Path | None) -> list[dict[str, Any]
         ]
 
 
+def files(record: RunRecord, curve: Path | None, rows: Iterable[dict[str, Any]]) -> dict[str, str]:
+    """Name -> text of the files of a finished run; its curve is made of `rows` where its own file is not here."""
+    text = curve.read_text(encoding="utf-8") if curve is not None else _curve_csv(rows)
+    return {RECORD_FILE: record.model_dump_json(indent=2) + "\n", CURVE_FILE: text}
+
+
+def _curve_csv(rows: Iterable[dict[str, Any]]) -> str:
+    table = list(rows)
+    columns = list(dict.fromkeys(key for row in table for key in row))
+    out = io.StringIO()
+    writer = csv.DictWriter(out, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(table)
+    return out.getvalue()
+
+
 def standing_metrics(standing: dict[str, Any], at: int) -> Iterator[Metric]:
     """Effect [nats/token, positive: better than the baseline] and E-value of each challenger; `at` in ms since 1970.
 
@@ -187,7 +206,8 @@ def verdict_tags(verdict: dict[str, Any], standing: dict[str, Any]) -> dict[str,
     pairs; what is undefined is a dash.
     """
     verdicts = {arm: found["verdict"] for arm, found in verdict["verdicts"].items()}
-    tags = {"verdict": ", ".join(f"{arm}: {found}" for arm, found in verdicts.items()) or "none"}
+    rehearsal = ", rehearsal" if "twin_of" in verdict else ""
+    tags = {"verdict": (", ".join(f"{arm}: {found}" for arm, found in verdicts.items()) or "none") + rehearsal}
     tags |= {f"verdict.{arm}": found for arm, found in verdicts.items()}
     for comparison in _decided(standing):
         found = comparison["estimates"]

@@ -26,8 +26,9 @@ from muonlab.tracking.process import lives
 
 SQLITE = "sqlite:///"
 REPORT_FILES = ("report.md", "report.html", "verdict.json", "stats.json")
-FORM = 2
-"""How runs are laid out: one of an earlier form is described anew. 2: under the study's run, in its arm's colour."""
+FORM = 3
+"""How runs are laid out: one of an earlier form is described anew. 2: under the study's run, in its arm's colour; 3:
+with record and curve as files."""
 NOT_A_STUDY = "exp"
 """The folder of reports/ in which DVC's experiments report their one cell."""
 

@@ -209,6 +209,15 @@ class Store:
         """Say what data a run was trained on."""
         self.patiently(lambda: self.client.log_inputs(run_id, [data]))
 
+    def log_files(self, run_id: str, files: dict[str, str]) -> None:
+        """Keep texts as files of a run, by name; one that is there is replaced."""
+        for name, text in files.items():
+            self.patiently(lambda n=name, t=text: self.client.log_text(run_id, t, n))  # type: ignore[misc]
+
+    def file_names(self, run_id: str) -> list[str]:
+        """Names of the files that a run has."""
+        return [file.path for file in self.patiently(lambda: self.client.list_artifacts(run_id))]
+
     def end(self, run_id: str, status: str, ended: int) -> None:
         """Give a run MLflow's status and its end, `ended` ms after 1970."""
         self.patiently(lambda: self.client.set_terminated(run_id, status, ended))

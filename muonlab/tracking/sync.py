@@ -17,14 +17,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
-from pydantic import ValidationError
 
 from muonlab.registry.errors import UsageError
 from muonlab.registry.ledger import parse_line, read
@@ -160,12 +159,15 @@ class Mirror:
             if marker.form != FORM:
                 self._describe(run, base, start["cell"])
                 copied["form"] = FORM
+                if marker.done and record is not None:
+                    self._keep_files(run_id, record, _rows(points), bundle=folder.parents[1] / "bundle")
             if not marker.done:
                 self.store.log(run_id, metrics=content.curve_metrics(_rows(points[marker.points :]), started))
                 self.store.log(run_id, metrics=content.system_metrics(_rows(samples[marker.samples :]), started))
                 if record is not None:
                     if marker.closed and record.error is None:
                         self.store.patiently(lambda: self.store.client.delete_tag(run_id, "error"))
+                    self._keep_files(run_id, record, _rows(points), bundle=folder.parents[1] / "bundle")
                     self._finish(run_id, record)
                 elif not alive and not marker.closed:
                     last = [row["seconds"] for row in _rows(points[-1:])] or [0.0]
@@ -209,6 +211,17 @@ class Mirror:
     def _finish(self, run_id: str, record: RunRecord) -> None:
         self.store.log(run_id, metrics=content.final_metrics(record), tags=content.final_tags(record))
         self.store.end(run_id, content.RUN_STATUS[record.status], content.ended(record))
+
+    def _keep_files(
+        self, run_id: str, record: RunRecord, rows: Iterable[dict[str, Any]], *, bundle: Path | None = None
+    ) -> None:
+        """Keep record and curve of a result as files of its run, from which `muon download` brings them."""
+        if not record.is_result:
+            return
+        curve = self._curves.get(record.attempt_id)
+        if bundle is not None and (made := _record_in(bundle)) is not None and made.attempt_id == record.attempt_id:
+            curve = bundle / content.CURVE_FILE
+        self.store.log_files(run_id, content.files(record, curve, rows))
 
     def _abandon(self, run_id: str, at: int) -> None:
         self.store.log(run_id, tags={"status": "abandoned", "error": KILLED})
@@ -254,10 +267,13 @@ class Mirror:
         if held is not None and held.status != "RUNNING":
             if record.study is not None and held.parent is None:
                 self.store.log(held.run_id, tags=self._tags(base))
+            if record.is_result and content.RECORD_FILE not in self.store.file_names(held.run_id):
+                self._keep_files(held.run_id, record, content.curve_of_record(record, None))
             return
         run_id = self._create(base).info.run_id if held is None else held.run_id
         file = self._curves.get(record.attempt_id)
         rows = content.curve_of_record(record, file)
+        self._keep_files(run_id, record, rows)
         if held is not None and file is None:
             # The times are estimates: a point that was copied while it was measured stands already, at its own.
             stored = self.store.patiently(lambda: self.store.client.get_metric_history(run_id, "curve/val_loss"))
@@ -417,6 +433,14 @@ def _record(folder: Path) -> RunRecord | None:
     return RunRecord.model_validate_json(path.read_text(encoding="utf-8")) if path.exists() else None
 
 
+def _record_in(bundle: Path) -> RunRecord | None:
+    """The record of a finished bundle, None where there is none (any more)."""
+    try:
+        return RunRecord.model_validate_json((bundle / content.RECORD_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
 def _attempts_here(main: Path) -> set[str]:
     """Ids of the attempts that have their folder in `scratch/`."""
     found = set()
@@ -430,8 +454,12 @@ def _attempts_here(main: Path) -> set[str]:
 
 def _arms(main: Path, study: str) -> list[str]:
     """Arms of a study as it declares them; none where its declaration is not here or cannot be read."""
-    where = f"experiments/{study}/study.yaml"
+    folder = main / "experiments" / study
     try:
-        return Study.model_validate(read_yaml(main / where, where=where)["study"]).arms
-    except (UsageError, KeyError, ValidationError):
+        if not (folder / "study.yaml").exists():  # a rehearsal, which has a registration only
+            declared = read_json(folder / "registration.json")["declaration"]["study"]
+            return [declared["baseline"], *declared["challengers"], *declared["control"], *declared["reference"]]
+        content = read_yaml(folder / "study.yaml", where=f"experiments/{study}/study.yaml")
+        return Study.model_validate(content["study"]).arms
+    except (UsageError, OSError, KeyError, ValueError, TypeError):
         return []

@@ -99,6 +99,12 @@ def save(folder: Path, model: Model, optimizer: torch.optim.Optimizer, state: Lo
         shutil.rmtree(old)
 
 
+def sweep(folder: Path) -> None:
+    """Remove what a process that was killed while it wrote has left."""
+    for left in folder.glob(f"{SCRATCH_PREFIX}*"):
+        shutil.rmtree(left)
+
+
 def resume(
     folder: Path,
     cell_digest: str,
@@ -112,8 +118,6 @@ def resume(
     `warn` is told of each one that is passed over. Raises CheckpointError for a checkpoint of another cell,
     and for one whose hashes hold but that does not load.
     """
-    for left_by_a_killed_process in folder.glob(f"{SCRATCH_PREFIX}*"):
-        shutil.rmtree(left_by_a_killed_process)
     for path in _newest_first(folder):
         try:
             contents = _verified(path)
@@ -152,7 +156,9 @@ def _load(
                 f"{path}: it belongs to the cell {state.cell_digest[:12]}…, this is {cell_digest[:12]}…; "
                 "give each cell a folder of its own, or delete this one."
             )
-        optimizer.load_state_dict(torch.load(io.BytesIO(contents[OPTIMIZER_FILE]), weights_only=True))
+        optimizer.load_state_dict(
+            torch.load(io.BytesIO(contents[OPTIMIZER_FILE]), weights_only=True, map_location="cpu")
+        )
         load_weights(model, contents[WEIGHTS_FILE], WEIGHTS_FILE)
     except (
         pickle.UnpicklingError,
@@ -181,7 +187,7 @@ def write_weights(path: Path, model: Model) -> None:
 def _weights_content(model: Model) -> bytes:
     from safetensors.torch import save
 
-    return save({name: weight.contiguous() for name, weight in weights_of(model).items()})
+    return save({name: weight.cpu().contiguous() for name, weight in weights_of(model).items()})
 
 
 def _newest_first(folder: Path) -> list[Path]:

@@ -1,13 +1,14 @@
-"""The training of one cell: a plain fp32 loop on one thread, resumable at any step without a trace.
+"""The training of one cell: a plain loop, resumable at any step without a trace.
 
     lr of group g at step t (from 0) of T, warm-up W:  initial_lr_g * factor(t)
     factor(t) = (t + 1) / W                                              for t < W
               = 1                                                        then, constant
               = f + (1 - f) * (1 + cos(pi * (t - W) / (T - 1 - W))) / 2  or cosine: 1 at t = W, f at t = T - 1
 
-for every parameter group alike, but for one that says `warmup: False`: its factor is 1 for t < W. Everything
-that a step depends on is a function of (cell, step) or is in the checkpoint, so a run that was killed and
-resumed has the same weights, optimizer state and curve (its `seconds` apart) as one that was not.
+for every parameter group alike, but for one that says `warmup: False`: its factor is 1 for t < W. A batch may be
+taken in micro-batches whose gradients are added up, and be split over ranks (see `distributed`). Everything that a
+step depends on is a function of (cell, step) or is in the checkpoint, so a run that was killed and resumed has the
+same weights, optimizer state and curve (its `seconds` apart) as one that was not.
 
 A run has diverged when a training or validation loss is not finite, when the optimizer meets a gradient or
 momentum that is not, or when the validation loss is above `EXPLODED` times the lowest so far at
@@ -30,12 +31,15 @@ from torch import nn
 
 import optim
 from muonlab.registry.cell import Cell
-from muonlab.registry.errors import IntegrityError
+from muonlab.registry.errors import IntegrityError, UsageError
 from muonlab.registry.settings import WorkloadSettings
 from muonlab.training import checkpoint
 from muonlab.training import model as models
 from muonlab.training.data import Order, TokenData, order_sha256, validation_subset
-from muonlab.training.evaluate import perplexity, validation_loss
+from muonlab.training.device import Placement, place
+from muonlab.training.distributed import Ranks, joined
+from muonlab.training.evaluate import Scorer, perplexity
+from muonlab.training.timing import Stopwatch
 
 if TYPE_CHECKING:
     from muonlab.training.model import Model
@@ -90,6 +94,17 @@ class TrainOutcome:
     weights_sha256: str | None
     weights: Path | None
     """The final weights as safetensors; null, as their hash, when diverged."""
+    device: str
+    precision: str
+    """Dtype of the weights, and `bfloat16 autocast` where products of matrices are rounded to that."""
+    repeats: str
+    """How far a repetition on the same kind of machine agrees; in words."""
+    ranks: int
+    """Processes that made the run."""
+    seconds_by_part: dict[str, float]
+    """Of `seconds`, by `timing.PARTS`."""
+    peak_memory_bytes: int
+    """Of the device, or of this process since it began; the largest of the ranks is not looked for."""
     curve: tuple[CurveRow, ...] = field(repr=False)
 
 
@@ -108,15 +123,21 @@ def train(
     """Train the cell on the tokens in `data_dir`, or go on from the newest good checkpoint in `work_dir`.
 
     `on_point` gets each curve row that this call computes; a resumed run repeats those after its checkpoint,
-    the same but for `seconds`. Sets torch to one thread: the summation order, hence the result, depends on
-    their number. Raises IntegrityError for data of other settings, CheckpointError (see `checkpoint`), and
-    what `optim.build` raises.
+    the same but for `seconds`. Under torchrun every process calls this, with one `work_dir`; the first alone calls
+    back and writes, all return the outcome. Sets torch to one thread: the summation order, hence the result, depends
+    on their number. Raises IntegrityError for data of other settings, UsageError for a batch that the ranks do not
+    divide and for a model that is not there, CheckpointError (see `checkpoint`), and what `optim.build` raises.
     """
-    torch.set_num_threads(1)
     data = TokenData.open(data_dir)
     if data.meta.settings != cell.settings.data:
         raise IntegrityError(f"{data_dir}: made with other data settings than the cell's; prepare the data again.")
-    run = _Run(cell, data, work_dir, on_point, on_progress)
+    with joined() as ranks:
+        placement = place(cell.settings, local_rank=ranks.local_rank)
+        return _train(Run(cell, data, work_dir, placement, ranks, on_point, on_progress), work_dir)
+
+
+def _train(run: Run, work_dir: Path) -> TrainOutcome:
+    cell, placement = run.cell, run.placement
     began = time.monotonic()
     resumed_from_step = run.resume()
     reason, loss = None, None
@@ -125,8 +146,10 @@ def train(
     except (_Diverged, optim.NonFiniteError) as end:
         reason = f"step {run.step}: {end}"
     weights = work_dir / WEIGHTS_FILE if reason is None else None
-    if weights is not None:
+    if weights is not None and run.ranks.writes:
         checkpoint.write_weights(weights, run.model)
+    run.ranks.wait()
+    autocast = "bfloat16 autocast over " if placement.autocast else ""
     return TrainOutcome(
         status="completed" if reason is None else "diverged",
         reason=reason,
@@ -150,11 +173,21 @@ def train(
         ),
         weights_sha256=None if weights is None else models.weights_sha256(run.model),
         weights=weights,
+        device=placement.name,
+        precision=f"{autocast}{cell.settings.weights}",
+        repeats=placement.repeats,
+        ranks=run.ranks.size,
+        seconds_by_part=run.clock.seconds,
+        peak_memory_bytes=placement.peak_memory_bytes(),
         curve=tuple(run.curve),
     )
 
 
-class _Due(NamedTuple):
+def _ignore(_: object) -> None:
+    """What ranks other than the first tell their callers."""
+
+
+class Due(NamedTuple):
     """What a step is to tell beside its training loss."""
 
     point: bool
@@ -164,14 +197,17 @@ class _Due(NamedTuple):
     """Gradient, update and the optimizer's diagnostics; with every point and every eigenvalue too."""
 
     @classmethod
-    def at(cls, step: int, settings: WorkloadSettings) -> _Due:
+    def at(cls, step: int, settings: WorkloadSettings) -> Due:
         point = step % settings.eval_every == 0 or step == settings.steps
         hessian = step in settings.hessian_steps
         diagnosis = settings.diagnose_every > 0 and step % settings.diagnose_every == 0
         return cls(point, hessian, point or hessian or diagnosis)
 
 
-class _Run:
+NOTHING_DUE = Due(point=False, hessian=False, measures=False)
+
+
+class Run:
     """The mutable state of one training."""
 
     def __init__(
@@ -179,23 +215,34 @@ class _Run:
         cell: Cell,
         data: TokenData,
         work_dir: Path,
+        placement: Placement,
+        ranks: Ranks,
         on_point: Callable[[CurveRow], None],
         on_progress: Callable[[Progress], None],
     ) -> None:
         self.cell, self.settings, self.data = cell, cell.settings, data
         self.checkpoints = work_dir / "checkpoints"
-        self.on_point, self.on_progress = on_point, on_progress
+        self.placement, self.ranks = placement, ranks
+        self.on_point = on_point if ranks.writes else _ignore
+        self.on_progress = on_progress if ranks.writes else _ignore
+        self.clock = Stopwatch(placement.synchronize)
         settings = cell.settings
         self.tokens_per_step = settings.batch_size * settings.data.sequence_length
-        self.model = models.build(
-            settings.model,
-            vocab_size=settings.data.vocab_size,
-            sequence_length=settings.data.sequence_length,
-            seed=cell.seed,
-            weights=settings.weights,
-        )
+        self.share = ranks.share(settings.batch_size)
+        own = settings.batch_size // ranks.size
+        self.micro_batch = min(settings.micro_batch_size or own, own)
+        if own % self.micro_batch:
+            raise UsageError(
+                f"micro_batch_size is {self.micro_batch}, which does not divide the {own} sequences of each of "
+                f"{ranks.size} processes; choose one that does."
+            )
+        # On the CPU first: the initial weights and their hash are the same on every device.
+        self.model = models.build(settings, seed=cell.seed)
         self.init_sha256 = models.weights_sha256(self.model)
+        self.model.to(placement.device)  # type: ignore[arg-type]
+        self.parameters = list(self.model.parameters())
         self.optimizer = build_optimizer(cell, self.model)
+        self.scorer = Scorer(self.model, data, placement, ranks)
         blocks = min(data.block_count("training"), settings.examples or sys.maxsize)
         self.order = Order(seed=cell.seed, batch_size=settings.batch_size, blocks=blocks)
         self.subset = validation_subset(data.block_count("validation"), settings.eval_blocks)
@@ -207,6 +254,9 @@ class _Run:
 
     def resume(self) -> int:
         """Take over the newest good checkpoint; return its step, or 0."""
+        if self.ranks.writes:
+            checkpoint.sweep(self.checkpoints)
+        self.ranks.wait()
         state = checkpoint.resume(self.checkpoints, self.cell.digest, self.model, self.optimizer, warn=self._warn)
         if state is None:
             return 0
@@ -223,8 +273,8 @@ class _Run:
         told_at, told_step = time.monotonic(), self.step
         while self.step < steps:
             at_step = self.step + 1
-            due = _Due.at(at_step, self.settings)
-            loss, measures = self._one_step(due)
+            due = Due.at(at_step, self.settings)
+            loss, measures = self.one_step(due)
             self.step = at_step
             self.losses_since_point.append(loss)
             if due.point:
@@ -235,49 +285,73 @@ class _Run:
                 self._save()
             if (now := time.monotonic()) - told_at >= 1 or at_step == steps:
                 per_step = (now - told_at) / (at_step - told_step)
-                self.on_progress(Progress(at_step, steps, loss, per_step, self.resumed_from_step))
+                with self.clock.part("logging"):
+                    self.on_progress(Progress(at_step, steps, loss, per_step, self.resumed_from_step))
                 told_at, told_step = now, at_step
-        loss = validation_loss(self.model, self.data)
+        with self.clock.part("evaluation"):
+            loss = self.scorer.validation_loss()
         if not math.isfinite(loss):
             raise _Diverged(f"the loss on the whole validation split is {loss}")
         return loss
 
-    def _one_step(self, due: _Due) -> tuple[float, CurveRow]:
+    def one_step(self, due: Due) -> tuple[float, CurveRow]:
         """One optimizer step: its training loss and, where that is due, what a row of the curve says of it."""
-        tokens = torch.from_numpy(self.data.blocks("training", self.order.step(self.step)))
-        measures: CurveRow = self._curvature(tokens) if due.hessian else {}
-        loss = models.token_losses(self.model, tokens).mean()
-        if not math.isfinite(loss.item()):
-            raise _Diverged(f"the training loss is {loss.item()}")
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        parameters = list(self.model.parameters())
-        if due.measures or self.settings.clip_norm is not None:
-            grad_norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-            measures["grad_norm"] = grad_norm.item()
-            # What a non-finite gradient leads to is the optimizer's policy; clipping by it would hide whose it is.
-            if self.settings.clip_norm is not None and math.isfinite(grad_norm.item()):
-                nn.utils.clip_grads_with_norm_(parameters, self.settings.clip_norm, grad_norm)
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr_factor(self.step, self.settings, warmup=group["warmup"]) * group["initial_lr"]
-        before = [p.detach().clone() for p in parameters] if due.measures else []
-        self.optimizer.step()
+        with self.clock.part("data"):
+            batch = torch.from_numpy(self.data.blocks("training", self.order.step(self.step)))
+        measures: CurveRow = {}
+        if due.hessian:
+            with self.clock.part("measures"):
+                measures |= self._curvature(batch)
+        loss = self._gradient(batch[self.share])
+        if not math.isfinite(loss):
+            raise _Diverged(f"the training loss is {loss}")
+        with self.clock.part("optimizer"):
+            self.ranks.average_gradients(self.parameters)
+            if due.measures or self.settings.clip_norm is not None:
+                grad_norm = nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
+                measures["grad_norm"] = grad_norm.item()
+                # What a non-finite gradient leads to is the optimizer's policy; clipping by it would hide whose it is.
+                if self.settings.clip_norm is not None and math.isfinite(grad_norm.item()):
+                    nn.utils.clip_grads_with_norm_(self.parameters, self.settings.clip_norm, grad_norm)
+            for group in self.optimizer.param_groups:
+                group["lr"] = lr_factor(self.step, self.settings, warmup=group["warmup"]) * group["initial_lr"]
+        before: list[torch.Tensor] = []
         if due.measures:
-            measures["lr"] = self.optimizer.param_groups[0]["lr"]
-            measures["update_rms"] = _rms_change(before, parameters)
-            found = self.optimizer.diagnostics()  # type: ignore[attr-defined]
-            measures |= {f"{DIAGNOSTIC_PREFIX}{name}": value for name, value in found.items()}
-        return loss.item(), measures
+            with self.clock.part("measures"):
+                before = [p.detach().clone() for p in self.parameters]
+        with self.clock.part("optimizer"):
+            self.optimizer.step()
+            # At once, not before the next step: an evaluation in between then has their memory.
+            self.optimizer.zero_grad(set_to_none=True)
+        if due.measures:
+            with self.clock.part("measures"):
+                measures["lr"] = self.optimizer.param_groups[0]["lr"]
+                measures["update_rms"] = _rms_change(before, self.parameters)
+                found = self.optimizer.diagnostics()  # type: ignore[attr-defined]
+                measures |= {f"{DIAGNOSTIC_PREFIX}{name}": value for name, value in found.items()}
+        return loss, measures
+
+    def _gradient(self, tokens: torch.Tensor) -> float:
+        """Leave the gradient of this rank's mean loss over `tokens` [b, S + 1]; return the mean loss of all ranks."""
+        total = 0.0
+        for part in torch.split(tokens, self.micro_batch):
+            with self.clock.part("forward"):
+                loss = self.scorer.token_losses(part).mean() * (len(part) / len(tokens))
+                total += loss.item()
+            # Where it is not finite the step ends before the gradient is looked at, on all ranks alike.
+            with self.clock.part("backward"):
+                loss.backward()  # type: ignore[no-untyped-call]
+        return self.ranks.sums([total], self.placement.device)[0] / self.ranks.size
 
     def _curvature(self, tokens: torch.Tensor) -> CurveRow:
         """The top eigenvalue of the Hessian of the batch's loss at the present weights, and how well it is known."""
         from optim.core.curvature import top_hessian_eigenvalue
 
         def batch_loss() -> torch.Tensor:
-            return models.token_losses(self.model, tokens).mean()
+            return self.scorer.token_losses(tokens).mean()
 
         try:
-            value, residual = top_hessian_eigenvalue(batch_loss, self.model.parameters(), seed=self.cell.seed)
+            value, residual = top_hessian_eigenvalue(batch_loss, self.parameters, seed=self.cell.seed)
         except optim.NonFiniteError:  # of the second derivative: no reason to end a run whose first is finite
             value = residual = math.nan
         return {"hessian_top": value, "hessian_residual": residual}
@@ -291,11 +365,13 @@ class _Run:
             "seconds": time.monotonic() - self.began,
         }
         self.curve.append(row)
-        self.on_point(row)
+        with self.clock.part("logging"):
+            self.on_point(row)
 
     def _add_point(self, measures: CurveRow) -> None:
         losses = self.losses_since_point
-        val_loss = validation_loss(self.model, self.data, self.subset)
+        with self.clock.part("evaluation"):
+            val_loss = self.scorer.validation_loss(self.subset)
         train_loss = math.fsum(losses) / len(losses) if losses else None
         self.losses_since_point = []
         self._add_row({**measures, "train_loss": train_loss, "val_loss": val_loss})
@@ -310,7 +386,9 @@ class _Run:
             losses_since_point=self.losses_since_point,
             curve=self.curve,
         )
-        checkpoint.save(self.checkpoints, self.model, self.optimizer, state)
+        with self.clock.part("checkpoint"):
+            if self.ranks.writes:
+                checkpoint.save(self.checkpoints, self.model, self.optimizer, state)
 
     def _warn(self, warning: str) -> None:
         self.on_progress(Progress(self.step, self.settings.steps, None, None, warning=warning))

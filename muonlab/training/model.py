@@ -1,12 +1,13 @@
-"""The model of a cell: a dense GraniteMoeHybrid (Mamba2 + attention, no positions), from random weights.
+"""The model of a cell: a small hybrid from random weights, or one that others have made.
 
-    weights = f(settings.model, vocab_size, seed)
+    weights = f(settings.model, settings.data.vocab_size, seed)              where settings.model is described
+    weights = those of the files, or f(their configuration, seed)            where it is named (see `pretrained`)
 
-and of nothing else: the global generator is neither read nor moved. All matrices are drawn N(0,
-initializer_range); Mamba's A_log, D and dt_bias have the fixed start of its paper (arXiv:2405.21060). As in
-the Granite 4.0 h-350m and h-1b models: no experts (`num_local_experts` 0, one gated MLP a layer), tied
-embeddings, no rotary embedding. Unlike them, the embedding, residual and logit multipliers are 1, and
-attention is scaled by head_dim^-1/2.
+and of nothing else: the global generator is neither read nor moved. What is described is a dense GraniteMoeHybrid
+(Mamba2 + attention, no positions). All its matrices are drawn N(0, initializer_range); Mamba's A_log, D and dt_bias
+have the fixed start of its paper (arXiv:2405.21060). As in the Granite 4.0 h-350m and h-1b models: no experts
+(`num_local_experts` 0, one gated MLP a layer), tied embeddings, no rotary embedding. Unlike them, the embedding,
+residual and logit multipliers are 1, and attention is scaled by head_dim^-1/2.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load
 from torch.nn import functional
+from transformers import PreTrainedModel
 
 # The package's own modules, not `AutoModel`: that would import every architecture.
 from transformers.models.granitemoehybrid.configuration_granitemoehybrid import GraniteMoeHybridConfig
@@ -24,22 +26,51 @@ from transformers.models.granitemoehybrid.modeling_granitemoehybrid import Grani
 from transformers.utils import logging as transformers_logging
 
 from muonlab.registry.errors import IntegrityError
-from muonlab.registry.settings import MAMBA_EXPAND, ModelSettings
+from muonlab.registry.settings import MAMBA_EXPAND, DataSettings, ModelSettings, WorkloadSettings
+from muonlab.training import mamba, pretrained
 
-Model = GraniteMoeHybridForCausalLM
+Model = PreTrainedModel
 
 # The names of transformers 5, which rewrites the older ones that a config may hold.
 _LAYER_TYPES = {"mamba": "linear_attention", "attention": "full_attention"}
 
 
-def build(
-    settings: ModelSettings, *, vocab_size: int, sequence_length: int, seed: int, weights: str = "float32"
-) -> Model:
-    """Build the model on the CPU with the weights of `seed`: drawn in float32, then rounded to the dtype `weights`."""
+def build(settings: WorkloadSettings, *, seed: int) -> Model:
+    """The workload's model on the CPU as a run of `seed` begins with it: in float32, then rounded to its `weights`.
+
+    Raises UsageError where a model that others have made is not there, or does not fit the workload's data.
+    """
+    named = settings.model
+    if isinstance(named, ModelSettings) or named.start == "random":
+        return architecture(settings, seed=seed)
+    with torch.random.fork_rng(devices=[]):
+        return _finished(pretrained.load(named, settings), settings)
+
+
+def architecture(settings: WorkloadSettings, *, seed: int = 0) -> Model:
+    """As `build`, with weights drawn from `seed` alone: all that is needed where others are loaded into it."""
     # Else every run says that Mamba's CUDA kernels are missing; what it falls back on computes the same.
     transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
-    config = GraniteMoeHybridConfig(
-        vocab_size=vocab_size,
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model: Model
+        if isinstance(settings.model, ModelSettings):
+            model = GraniteMoeHybridForCausalLM(_config(settings.model, settings.data))
+        else:
+            model = pretrained.empty(settings.model, settings)
+    return _finished(model, settings)
+
+
+def _finished(model: Model, settings: WorkloadSettings) -> Model:
+    mamba.install()
+    model.train()  # without dropout it computes the same, and Mamba's fused kernels serve training alone
+    model.to(getattr(torch, settings.weights))
+    return model
+
+
+def _config(settings: ModelSettings, data: DataSettings) -> GraniteMoeHybridConfig:
+    return GraniteMoeHybridConfig(
+        vocab_size=data.vocab_size,
         hidden_size=settings.hidden_size,
         num_hidden_layers=len(settings.layers),
         layer_types=[_LAYER_TYPES[kind] for kind in settings.layers],
@@ -54,7 +85,7 @@ def build(
         num_local_experts=0,
         num_experts_per_tok=0,
         shared_intermediate_size=settings.mlp_size,
-        max_position_embeddings=sequence_length,
+        max_position_embeddings=data.sequence_length,
         position_embedding_type="nope",
         initializer_range=settings.initializer_range,
         tie_word_embeddings=True,
@@ -62,25 +93,31 @@ def build(
         bos_token_id=None,
         eos_token_id=None,
     )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = GraniteMoeHybridForCausalLM(config)
-    model.to(getattr(torch, weights))
-    return model
 
 
 def token_losses(model: Model, tokens: torch.Tensor) -> torch.Tensor:
     """Negative log-likelihood [nats] of every target of the blocks `tokens` [B, S + 1], as [B, S].
 
-    The model's own forward with labels gives the same mean; it also divides the logits by a scaling of 1,
-    forward and backward, which is a twentieth of a step of the tiny model.
+    Its mean is the loss of the model's own forward with labels (without what experts add for balance).
     """
-    hidden = model.model(input_ids=tokens[:, :-1], use_cache=False).last_hidden_state
-    logits = functional.linear(hidden, model.lm_head.weight)
-    targets = tokens[:, 1:]
+    logits, targets = _logits(model, tokens[:, :-1]), tokens[:, 1:]
     # A narrow model's logits are narrow; their log-sum-exp is not to be.
     losses = functional.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction="none")
     return losses.view(targets.shape)
+
+
+def _logits(model: Model, ids: torch.Tensor) -> torch.Tensor:
+    """The model's logits [B, S, vocabulary].
+
+    Granite's are divided by a constant. Here it divides what they are computed from: the logits are the largest
+    tensor of a step, and to divide them, forward and backward, was a twentieth of a step of the tiny model.
+    """
+    if not isinstance(model, GraniteMoeHybridForCausalLM):
+        logits: torch.Tensor = model(input_ids=ids, use_cache=False).logits
+        return logits
+    hidden = model.model(input_ids=ids, use_cache=False).last_hidden_state
+    scaling = model.config.logits_scaling
+    return functional.linear(hidden if scaling == 1 else hidden / scaling, model.lm_head.weight)
 
 
 def weights_of(model: Model) -> dict[str, torch.Tensor]:
@@ -93,7 +130,7 @@ def weights_sha256(model: Model) -> str:
     digest = hashlib.sha256()
     for name, weight in sorted(weights_of(model).items()):
         digest.update(f"{name} {tuple(weight.shape)} {weight.dtype}\n".encode())
-        digest.update(weight.contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        digest.update(weight.cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
 

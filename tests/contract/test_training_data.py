@@ -12,7 +12,8 @@ from training_toy import TOY_DATA
 
 from muonlab.registry.errors import IntegrityError, UsageError
 from muonlab.training import wiki
-from muonlab.training.data import END_TOKEN, Meta, TokenData, prepare
+from muonlab.training.data import Meta, TokenData, prepare
+from muonlab.training.tokenizing import END_TOKEN, Encoder, train
 
 pytest_plugins = ["training_fixtures"]
 
@@ -57,12 +58,10 @@ def test_every_document_is_on_one_side_whole(tokens: TokenData) -> None:
 
 
 def test_the_tokenizer_has_seen_training_documents_only(tokens: TokenData, toy_data: Path, tmp_path: Path) -> None:
-    """Another validation document, the same tokenizer: `_split` with these seeds leaves out the same one of 6."""
+    """Another validation document, the same tokenizer: the split with these seeds leaves out the same one of 6."""
     held_out = documents(tokens, "validation")[0]
     rest = [text for text in islice(wiki.articles(), 6) if text != held_out]
-    from muonlab.training.data import _train_tokenizer
-
-    assert _train_tokenizer(rest, TOY_DATA.vocab_size).to_str() == (toy_data / "tokenizer.json").read_text()
+    assert train(rest, TOY_DATA.vocab_size).to_str() == (toy_data / "tokenizer.json").read_text()
 
 
 @pytest.mark.parametrize("split", ["training", "validation"])
@@ -77,10 +76,9 @@ def test_blocks_predict_every_token_once_and_pad_nothing(tokens: TokenData, spli
 
 
 def test_text_that_spells_the_end_token_does_not_end_a_document(tokens: TokenData) -> None:
-    from muonlab.training.data import _encode
-
     end = tokens.meta.end_token_id
-    ids = _encode(tokens.tokenizer(), [f"a{END_TOKEN}b", "c"], end, TOY_DATA.vocab_size)
+    encoder = Encoder(tokens.tokenizer(), end=end, vocab_size=TOY_DATA.vocab_size)
+    ids = np.concatenate(encoder.encode([f"a{END_TOKEN}b", "c"]))
     assert np.count_nonzero(ids == end) == 2
     assert tokens.tokenizer().decode(ids[ids != end].tolist()) == f"a{END_TOKEN}bc"
 
@@ -125,7 +123,7 @@ def test_a_changed_file_is_refused(toy_data: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changed", "said"),
     [
-        ({"schema_version": 2}, "not a description of token data"),
+        ({"schema_version": 1}, "not a description of token data"),
         ({"extra": 1}, "not a description of token data"),
         ({"splits": {"training": {"documents": 1, "tokens": 5, "blocks": 1}}}, "says 5"),
         ({"settings": {**TOY_DATA.model_dump(), "vocab_size": 257}}, "beyond the vocabulary of 257"),

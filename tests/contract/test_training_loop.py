@@ -25,10 +25,11 @@ from training_toy import (
 
 import optim
 from muonlab.registry.errors import IntegrityError
-from muonlab.registry.settings import ModelSettings
+from muonlab.registry.settings import ModelSettings, WorkloadSettings
 from muonlab.training import model as models
 from muonlab.training.data import TokenData, order_sha256
-from muonlab.training.evaluate import evaluate, validation_loss
+from muonlab.training.device import place
+from muonlab.training.evaluate import Scorer, evaluate
 from muonlab.training.loop import CURVE_COLUMNS, lr_factor, train, write_curve_csv
 
 pytest_plugins = ["training_fixtures"]
@@ -42,10 +43,7 @@ def toy_tokens(toy_data: Path) -> TokenData:
 
 
 def toy_model(seed: int = 3, weights: str = "float32") -> models.Model:
-    data = TOY.data
-    return models.build(
-        TOY_MODEL, vocab_size=data.vocab_size, sequence_length=data.sequence_length, seed=seed, weights=weights
-    )
+    return models.build(TOY.model_copy(update={"weights": weights}), seed=seed)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -142,7 +140,7 @@ def test_validation_loss_is_the_mean_over_every_target_once(toy_tokens: TokenDat
             ids = torch.from_numpy(stream[i * length : i * length + length + 1])[None]
             losses.append(model(input_ids=ids, labels=ids, use_cache=False).loss.item())
     assert count == toy_tokens.block_count("validation")
-    assert validation_loss(model, toy_tokens) == pytest.approx(math.fsum(losses) / count, rel=1e-6)
+    assert Scorer(model, toy_tokens, place(TOY)).validation_loss() == pytest.approx(math.fsum(losses) / count, rel=1e-6)
 
 
 def test_every_group_is_warmed_up_and_annealed_alike(toy_data: Path, tmp_path: Path) -> None:
@@ -300,7 +298,7 @@ def test_progress_is_told_at_the_end(toy_data: Path, tmp_path: Path) -> None:
 
 
 def test_tiny_model_is_the_declared_one() -> None:
-    model = models.build(ModelSettings(), vocab_size=2048, sequence_length=128, seed=0)
+    model = models.build(WorkloadSettings(steps=1, eval_every=1), seed=0)
     assert sum(weight.numel() for weight in models.weights_of(model).values()) == 273_176
     assert [layer.mamba is not None for layer in model.model.layers] == [True, False, True]
     assert model.lm_head.weight is model.model.embed_tokens.weight

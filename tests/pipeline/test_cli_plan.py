@@ -111,6 +111,12 @@ def test_time_and_cost_are_those_of_the_finished_cells(repository: Repository) -
     assert found.expected_seconds == pytest.approx(seconds)
     assert found.gpu_hours == pytest.approx(seconds / 3600)
     assert found.expected_cost_usd == pytest.approx(seconds / 3600 * 2.8)
+    # The whole study is priced whatever is done of it, and at as many pairs as its plan can come to.
+    pair = 8 * (pace["muon"] + pace["nolah"])
+    assert (found.whole.runs, found.whole.seconds) == (4, pytest.approx(2 * pair))
+    assert found.at_n_max is not None
+    assert (found.at_n_max.runs, found.at_n_max.cost_usd) == (24, pytest.approx(12 * pair / 3600 * 2.8))
+    assert "Each run on toy: 8 steps of 2 x 32 tokens, on all examples; 1 step of warm-up." in list(found.lines())
     assert found.elapsed_seconds is not None
     assert seconds / 2 <= found.elapsed_seconds <= seconds * (1 + 1e-9)
     assert found.spent_usd == pytest.approx(sum(row["cost_usd"] for row in repository.ledger()))

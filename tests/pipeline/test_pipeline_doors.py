@@ -17,7 +17,7 @@ from conftest import STUDY, TOY_PARAMS, TOY_STUDY, Maker, Repository
 
 from muonlab.pipeline import doors
 from muonlab.pipeline.layout import Layout
-from muonlab.pipeline.resolve import load_study
+from muonlab.pipeline.resolve import declared_slugs, load_study
 from muonlab.tracking import sync_once, tracking_uri
 
 pytestmark = pytest.mark.slow
@@ -202,10 +202,12 @@ def test_twenty_studies_cost_exp_run_little(lived_in: Repository, tmp_path: Path
 
 def test_the_default_grid_file_is_what_its_declaration_makes() -> None:
     layout = Layout(root=PROJECT, main=PROJECT)
-    for path in sorted(PROJECT.glob("experiments/*/study.yaml")):
-        study = load_study(layout, path.parent.name)
+    # A rehearsal's grid is there once it was run; that of any other study with its declaration.
+    grids = {path.parent.name for path in PROJECT.glob("experiments/*/dvc.yaml")}
+    for slug in sorted(grids | set(declared_slugs(layout))):
+        study = load_study(layout, slug)
         if study.kind == "comparison" and study.provenance == "run":
-            assert (path.parent / "dvc.yaml").read_text() == doors.grid_text(study)
+            assert (layout.study(slug) / "dvc.yaml").read_text() == doors.grid_text(study)
     assert "001-nolah-vs-muon-tiny" in doors.open_studies(layout)
 
 

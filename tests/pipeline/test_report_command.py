@@ -164,7 +164,8 @@ def test_a_watch_names_what_trains_and_leaves_scratch_alone(prepared_only: Repos
 
 REFUSALS = {
     ("003-toy",): "muon: experiments: unknown study '003-toy'",
-    ("900-tune",): "kind is 'tuning', and only a comparison has a report",
+    ("900-tune",): "900-tune: nothing of it has been prepared or run here yet",
+    ("900-tune", "--watch"): "kind is 'tuning', and only a comparison is followed with a partial report",
     ("--watch", "--json"): "a partial report has no verdict to print",
     (): "nothing of it has been prepared or run here yet",
 }

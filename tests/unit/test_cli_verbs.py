@@ -12,7 +12,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from muonlab.cli import main
-from muonlab.pipeline.resolve import load_params, resolve_optimizer
+from muonlab.pipeline.resolve import load_params, resolve_optimizer, resolve_settings
 from muonlab.registry.cell import OptimizerSpec
 from muonlab.registry.settings import Params
 
@@ -123,3 +123,36 @@ def test_values_left_by_an_earlier_run_are_named(folder: Path) -> None:
     assert "workloads.tiny.settings.steps;" in left
     assert "scale" not in left
     assert "optimizers.nolah.scale, workloads.tiny.settings.steps;" in verb(folder, "nolah").stderr
+
+
+@pytest.mark.parametrize(
+    ("steps", "batch", "examples", "warmup"), [(20, 4, 1000, 2), (100, 8, 10000, 50), (1000, 16, 100000, 50)]
+)
+def test_batch_and_examples_follow_the_steps_where_the_workload_says_so(
+    folder: Path, steps: int, batch: int, examples: int, warmup: int
+) -> None:
+    line = f"nolah --gate relu --scale 0.95 --workload granite-350m --steps {steps}"
+    settings = after(folder, line).workloads["granite-350m"].settings
+    assert (settings.batch_size, settings.examples, settings.warmup_steps) == (batch, examples, warmup)
+    said = verb(folder, line)
+    assert "batch_size" not in said.stdout
+    assert f"{steps} steps of {batch} x 512 tokens, on {examples:,} examples" in said.stderr
+    assert "by run length" not in verb(folder, f"nolah --workload tiny --steps {steps}").stderr
+
+
+def test_what_follows_from_left_steps_is_not_named_beside_them(folder: Path) -> None:
+    for command in (["init", "-q"], ["add", "-A"], ["-c", "user.name=n", "-c", "user.email=n@e", "commit", "-qm", "x"]):
+        subprocess.run(["git", *command], cwd=folder, check=True)
+    after(folder, "nolah --workload granite-350m --steps 1000")
+    assert "too: workloads.granite-350m.settings.steps;" in verb(folder, "nolah --workload granite-350m").stderr
+
+
+def test_few_steps_shorten_an_optimizers_own_warmup_and_the_hessians_steps(folder: Path) -> None:
+    path = folder / "params.yaml"
+    path.write_text(
+        path.read_text().replace("  nolah:\n    kind: nolah\n", "  nolah:\n    kind: nolah\n    warmup_steps: 100\n")
+    )
+    params = after(folder, "nolah --workload tiny-diagnosed --steps 60")
+    assert resolve_settings(params, "tiny-diagnosed", "nolah").warmup_steps == 20
+    assert params.workloads["tiny-diagnosed"].settings.hessian_steps == [1, 30]
+    assert params.workloads["tiny-diagnosed"].settings.warmup_steps == 30

@@ -10,7 +10,6 @@ import threading
 from pathlib import Path
 
 import pytest
-import yaml
 from filelock import FileLock
 from hypothesis import given
 from hypothesis import strategies as st
@@ -23,11 +22,9 @@ from muonlab.pipeline.layout import Layout
 from muonlab.pipeline.pool import PoolState
 from muonlab.pipeline.processes import provenance
 from muonlab.pipeline.progress import PoolWatcher, duration
-from muonlab.pipeline.tuning import choose, write_choices
 from muonlab.registry.cell import Cell, Inputs, OptimizerSpec
 from muonlab.registry.errors import MuonlabError, UsageError
 from muonlab.registry.settings import WorkloadSettings
-from muonlab.registry.study import Study
 from muonlab.stats.guardrails import diverged
 from muonlab.training.loop import why_diverged
 
@@ -106,45 +103,6 @@ def test_names_do_not_make_another_cell() -> None:
 )  # fmt: skip
 def test_whatever_can_change_the_result_makes_another_cell(changes: dict[str, object]) -> None:
     assert cell(**changes).digest != cell().digest
-
-
-TUNING = Study.model_validate(yaml.safe_load((PROJECT / "experiments/900-tune-tiny/study.yaml").read_text())["study"])
-
-
-def losses(by_lr: dict[float, float]) -> dict[tuple[str, int, tuple[tuple[str, float], ...]], float]:
-    return {
-        (arm, seed, (("lr", lr),)): loss + 0.01 * seed / 1000
-        for arm in TUNING.arms
-        for seed in TUNING.seeds
-        for lr, loss in by_lr.items()
-    }
-
-
-def test_tuning_gives_every_arm_the_same_runs_on_seeds_that_no_comparison_uses() -> None:
-    for path in PROJECT.glob("experiments/*/study.yaml"):
-        study = Study.model_validate(yaml.safe_load(path.read_text())["study"])
-        if study.tuning == TUNING.slug:
-            assert not set(range(study.decision.n_max if study.decision else 0)) & set(TUNING.seeds)
-            assert set(study.arms) <= set(TUNING.arms)
-
-
-def test_tuning_chooses_the_lowest_mean_and_says_where_it_lies_at_the_edge() -> None:
-    inner = choose(TUNING, losses({0.0025: 5.9, 0.005: 5.5, 0.01: 5.3, 0.02: 5.4, 0.04: 5.8}))
-    assert {choice.point["lr"] for choice in inner} == {0.01}
-    assert not any(choice.at_edge for choice in inner)
-    edge = choose(TUNING, losses({0.0025: 5.0, 0.005: 5.5, 0.01: 5.3, 0.02: 5.4, 0.04: 5.8}))
-    assert {tuple(choice.at_edge) for choice in edge} == {("lr",)}
-
-
-def test_tuning_writes_its_choice_and_leaves_the_rest_of_the_file(tmp_path: Path) -> None:
-    path = tmp_path / "params.yaml"
-    text = (PROJECT / "params.yaml").read_text()
-    path.write_text(text)
-    write_choices(path, "tiny", choose(TUNING, losses({0.0025: 5.9, 0.02: 5.4, 0.04: 5.8})))
-    written = yaml.safe_load(path.read_text())
-    assert {options["lr"] for options in written["workloads"]["tiny"]["tuned"].values()} == {0.02}
-    differing = [a for a, b in zip(text.splitlines(), path.read_text().splitlines(), strict=True) if a != b]
-    assert all("lr: " in line for line in differing)
 
 
 def test_progress_counts_estimates_and_names_what_runs() -> None:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from reporting_studies import BASELINE, NOISY, NOLAH, STRONG, TRIVIAL, Outcome, made_up, record, shifted
 
+from muonlab.registry.snapshot import ArmTuning
 from muonlab.registry.verdict import Verdict
 from muonlab.reporting.blocks import Bullets, Document, Paragraph, Samples, Table, shortened
 from muonlab.reporting.document import build
@@ -306,10 +307,14 @@ def test_a_title_names_a_few_and_the_sentence_all():
 
 
 def test_who_tuned_the_arms_stands_beside_their_options():
-    for tuning in ("900-tune", "untuned"):
-        document = build(made_up({"muon": BASELINE, "k": NOLAH}, tuning=tuning), pictures=())
+    standing = made_up({"muon": BASELINE, "k": NOLAH}, tuning="900-tune")
+    chosen = ArmTuning(study="900-tune", runs=4, seeds=[9], tried={"lr": [0.01]}, chosen={"lr": 0.01}, in_use=True)
+    for used, said in ((True, "900-tune"), (False, "untuned")):
+        tuning = {"muon": chosen.model_copy(update={"in_use": used})}
+        snapshot = standing.snapshot.model_copy(update={"tuning": tuning})
+        document = build(standing.model_copy(update={"snapshot": snapshot}), pictures=())
         options = next(t for t in tables(document, "What was declared") if t.columns[0][1] == "arm")
-        assert column(options, "tuned by") == [tuning, tuning]
+        assert column(options, "tuned by") == [said, "untuned"]
 
 
 def test_the_limits_of_many_arms_have_one_range():

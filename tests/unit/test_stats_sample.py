@@ -55,6 +55,32 @@ def test_a_gap_in_both_arms_is_incomplete():
     assert decide(sample([0, 1, 3, 4], [0, 1, 3, 4]), SEQUENTIAL).verdict is Verdict.INCOMPLETE
 
 
+def later(runs, by):
+    return tuple(run.model_copy(update={"seed": run.seed + by}) for run in runs)
+
+
+@pytest.mark.parametrize("first", [10, 100])
+def test_where_the_seeds_begin_changes_no_number(first):
+    """A study that confirms a selection begins at new seeds."""
+    early = sample(range(6), range(6))
+    moved = early.model_copy(
+        update={"baseline": later(early.baseline, first), "challenger": later(early.challenger, first)}
+    )
+    rule = SEQUENTIAL.model_copy(update={"first_seed": first})
+    assert decide(moved, rule).model_dump(exclude={"seeds"}) == decide(early, SEQUENTIAL).model_dump(exclude={"seeds"})
+    assert pair(moved, rule).seeds == tuple(range(first, first + 6))
+    # Without it the first of them would be waited for.
+    assert decide(moved, SEQUENTIAL).verdict is Verdict.INCOMPLETE
+
+
+def test_a_gap_is_counted_from_the_first_seed():
+    rule = SEQUENTIAL.model_copy(update={"first_seed": 2})
+    assert decide(sample(range(2, 7), range(2, 7)), rule).verdict is Verdict.GO
+    waiting = decide(sample([3, 4, 5, 6], [3, 4, 5, 6]), rule)
+    assert waiting.verdict is Verdict.INCOMPLETE
+    assert "seeds 2 are missing before seed 6" in waiting.reasons[0]
+
+
 def test_seeds_beyond_the_plan_are_left_out_and_listed():
     short = SEQUENTIAL.model_copy(update={"n_max": 5})
     decision = decide(sample(range(8), range(8)), short)

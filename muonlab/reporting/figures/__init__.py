@@ -14,14 +14,15 @@ from muonlab.reporting.standing import Standing
 from muonlab.reporting.wording import listed, margin_text
 from muonlab.stats.guardrails import EARLY_SHARE
 
-WIDE = ("forest", "diagnostics")
+WIDE = ("forest", "diagnostics", "tuning")
 """Figures of the full width of a page; the others stand in halves."""
 
 
 def draw(standing: Standing, *, partial: bool) -> dict[str, str | None]:
-    """Every figure by name, None where it has nothing to show; in a `partial` report's no verdict is written."""
+    """Every figure by name, None where it has nothing to show; no verdict stands in a partial or rehearsal's one."""
+    verdicts = not partial and standing.snapshot.study.twin_of is None
     return {
-        "forest": forest(standing, verdicts=not partial),
+        "forest": forest(standing, verdicts=verdicts),
         "evidence": evidence(standing),
         "evidence_below": evidence_below(standing),
         "differences": differences(standing),

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from muonlab.registry.study import Study
 from muonlab.reporting.standing import ArmComparison, Standing
 
 if TYPE_CHECKING:
@@ -81,8 +82,12 @@ class Look:
 
 
 def look(standing: Standing, arm: str) -> Look:
+    """The look of an arm in a report of this standing."""
+    return look_in(standing.snapshot.study, arm)
+
+
+def look_in(study: Study, arm: str) -> Look:
     """The look of an arm, by its place in the declaration; the baseline is ink."""
-    study = standing.snapshot.study
     if arm == study.baseline:
         return Look(INK, "o", "-")
     # Two arms of one colour differ in marker and dash; 32 arms differ in the two together, which is what print keeps.

@@ -1,0 +1,223 @@
+"""Train a recorded cell again from its start, or its first steps, and hold it against its record.
+
+    same environment (versions of Python and libraries, processor's architecture, accelerator):  equal, bit for bit
+    another one:  |ours - recorded| <= TOLERANCE * |recorded|  for every training and validation loss
+
+What is compared: every column of curve.csv but `seconds`, at every row up to the last step, and of a whole run its
+status, its final loss and its weights too. Assumes that a row of curve.csv holds its numbers to the last bit (Python
+writes the shortest decimals that read back the same). The training happens in a temporary folder; it is no attempt,
+and nothing is recorded.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from muonlab.pipeline.answer import Answer
+from muonlab.pipeline.evaluations import read_record
+from muonlab.pipeline.layout import Layout
+from muonlab.pipeline.resolve import load_params, resolve_cell
+from muonlab.registry.cell import Cell
+from muonlab.registry.errors import UsageError
+from muonlab.registry.record import RunRecord
+from muonlab.reporting.wording import count
+
+if TYPE_CHECKING:
+    from muonlab.training.loop import TrainOutcome
+
+TOLERANCE = 0.01
+"""Relative, between environments: chosen wide, since differences of rounding grow with the steps."""
+LOSSES = ("train_loss", "val_loss")
+NOT_COMPARED = ("seconds",)
+
+Row = dict[str, float]
+
+
+class Verification(Answer):
+    """What came out when a recorded run was trained again."""
+
+    run: str
+    """`<study>/<arm>-<seed>`."""
+    agrees: bool
+    steps: int
+    """Optimizer steps that were made again."""
+    of_steps: int
+    """Steps of the whole run."""
+    rows: int
+    """Rows of the curve that were compared."""
+    weights_compared: bool
+    """Whether the final weights were compared too: only a whole run in the same environment has the same."""
+    same_environment: bool
+    """Whether versions and kind of machine are those of the record."""
+    same_code: bool
+    """Whether the code that trains is that of the record."""
+    tolerance: float | None
+    """Relative, on losses; null in the same environment, where nothing may differ."""
+    difference: str | None
+    """The first thing that is not as recorded, in words."""
+
+    @property
+    def exit_code(self) -> int:
+        """0 where the run agrees with its record, else 5."""
+        return 0 if self.agrees else 5
+
+    def lines(self) -> Iterator[str]:
+        """One sentence for a reader."""
+        part = "all" if self.steps == self.of_steps else f"the first {self.steps} of {self.of_steps}"
+        what = f"{self.run}: {part} steps trained again" + ("" if self.same_code else ", by other code,")
+        how = "bit for bit" if self.tolerance is None else f"within {self.tolerance:.0%} (another environment)"
+        if self.agrees:
+            also = " and the final weights" if self.weights_compared else ""
+            yield f"{what} agree with the record {how}: {count(self.rows, 'row')} of the curve{also}."
+        else:
+            yield f"{what} do not agree with the record {how}: {self.difference}."
+
+
+class _Enough(Exception):
+    """Ends a training after the last step that is compared."""
+
+
+def verify(layout: Layout, run: str, *, steps: int | None) -> Verification:
+    """Train a recorded run again, its first `steps` or all of it, and compare.
+
+    `run` is `<arm>-<seed>` of the study that params.yaml names, or `<study>/<arm>-<seed>`. Raises UsageError where no
+    such record is here, where parameters or data are no longer those of the record, and where the record has no row
+    within `steps`.
+    """
+    study, _, key = run.rpartition("/")
+    params = load_params(layout.params)
+    study = study or params.study
+    name, folder = f"{study}/{key}", layout.runs(study) / key
+    record = read_record(folder) if key not in ("", ".", "..") and "/" not in study else None
+    if record is None:
+        raise UsageError(
+            f"runs/{name}: there is no record of such a run here; a run is `<arm>-<seed>` or `<study>/<arm>-<seed>`, "
+            f"and `muon download --run {run}` brings one from elsewhere."
+        )
+    cell = resolve_cell(layout, params, record.workload, record.arm, record.seed)
+    _refuse_another_cell(name, cell, record)
+    expected = _recorded_rows(folder / "curve.csv", record)
+    if steps is not None and steps < record.final_step:
+        expected = [row for row in expected if row["step"] <= steps]
+        if not expected or expected[-1]["step"] == 0:
+            raise UsageError(
+                f"runs/{name}: the record has no row within the first {count(steps, 'step')}; its first is at "
+                f"step {_first_step(folder / 'curve.csv', record)}, so give --steps at least that."
+            )
+        last = int(expected[-1]["step"])
+    else:
+        last = record.final_step
+    found, outcome = _train(layout, cell, last if last < record.final_step else None)
+    same = record.hashes.environment == cell.inputs.environment
+    whole = outcome is not None
+    return Verification(
+        run=name,
+        agrees=(difference := _difference(expected, found, record, outcome, exact=same)) is None,
+        steps=last,
+        of_steps=record.final_step,
+        rows=len(expected),
+        weights_compared=whole and same and record.hashes.weights is not None,
+        same_environment=same,
+        same_code=record.hashes.code == cell.inputs.code,
+        tolerance=None if same else TOLERANCE,
+        difference=difference,
+    )
+
+
+def _refuse_another_cell(name: str, cell: Cell, record: RunRecord) -> None:
+    """Raise UsageError unless the cell, code and environment aside, is the one that was recorded."""
+    for what in ("data", "tokenizer"):
+        if getattr(cell.inputs, what) != getattr(record.hashes, what):
+            raise UsageError(
+                f"runs/{name}: the {what} here is not that of the record; prepare the data that it was made with."
+            )
+    then = {what: getattr(record.hashes, what) for what in type(cell.inputs).model_fields}
+    if Cell.model_validate({**cell.model_dump(mode="json"), "inputs": then}).digest != record.cell_digest:
+        raise UsageError(
+            f"runs/{name}: params.yaml now gives {record.arm} other options, or {record.workload} other settings, than "
+            "the record was made with; check out the version that holds them."
+        )
+
+
+def _recorded_rows(path: Path, record: RunRecord) -> list[Row]:
+    """The recorded curve: the rows of curve.csv, its validation losses as the record itself has them."""
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            rows = [_numbers(row) for row in csv.DictReader(file, strict=True)]
+        steps = [row["step"] for row in rows]
+    except (OSError, ValueError, TypeError, KeyError, csv.Error):
+        raise UsageError(f"{path.parent.name}/curve.csv: it is not a curve that training wrote.") from None
+    losses = {point.step: math.nan if point.val_loss is None else point.val_loss for point in record.curve}
+    if missing := sorted(losses.keys() - set(steps)):
+        raise UsageError(f"{path.parent.name}/curve.csv: it lacks step {missing[0]}, which the record has.")
+    return [row | ({"val_loss": losses[int(row["step"])]} if row["step"] in losses else {}) for row in rows]
+
+
+def _numbers(row: dict[str, str]) -> Row:
+    return {column: float(text) for column, text in row.items() if text != "" and column not in NOT_COMPARED}
+
+
+def _first_step(path: Path, record: RunRecord) -> int:
+    return next(int(row["step"]) for row in _recorded_rows(path, record) if row["step"] > 0)
+
+
+def _train(layout: Layout, cell: Cell, until: int | None) -> tuple[list[Row], TrainOutcome | None]:
+    """The rows of a training from the start, and how it ended; with `until`, only those up to that step."""
+    from muonlab.training.loop import CurveRow, train
+
+    rows: list[Row] = []
+
+    def keep(row: CurveRow) -> None:
+        # As curve.csv has a row: what was not measured is not in it.
+        measured = {name: float(value) for name, value in row.items() if value is not None}
+        rows.append({name: value for name, value in measured.items() if name not in NOT_COMPARED})
+        if until is not None and rows[-1]["step"] >= until:
+            raise _Enough
+
+    layout.scratch.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".verify-", dir=layout.scratch) as work:
+        try:
+            return rows, train(
+                cell, layout.data(cell.workload), Path(work), on_point=keep, on_progress=lambda progress: None
+            )
+        except _Enough:
+            return rows, None
+
+
+def _difference(
+    expected: list[Row], found: list[Row], record: RunRecord, outcome: TrainOutcome | None, *, exact: bool
+) -> str | None:
+    """The first thing that is not as recorded; None where all is."""
+    for theirs, ours in zip(expected, found, strict=False):
+        columns = sorted(theirs.keys() | ours.keys()) if exact else [c for c in ("step", *LOSSES) if c in theirs]
+        for column in columns:
+            before, again = theirs.get(column), ours.get(column)
+            if not (_equal(before, again) if exact or column == "step" else _close(before, again)):
+                return f"at step {int(theirs['step'])} {column} is {again}, recorded {before}"
+    if len(expected) != len(found):
+        return f"the curve has {len(found)} rows, recorded {len(expected)}"
+    if outcome is not None and outcome.status != record.status:
+        return f"it ended as {outcome.status}, recorded {record.status}"
+    if outcome is not None and not (_equal if exact else _close)(record.val_loss, outcome.val_loss):
+        return f"its final loss is {outcome.val_loss}, recorded {record.val_loss}"
+    if outcome is not None and exact and outcome.weights_sha256 != record.hashes.weights:
+        now, then = outcome.weights_sha256 or "nothing", record.hashes.weights or "nothing"
+        return f"its final weights hash to {now[:12]}, recorded {then[:12]}"
+    return None
+
+
+def _equal(then: float | None, now: float | None) -> bool:
+    if then is None or now is None:
+        return then is now
+    return then == now or (math.isnan(then) and math.isnan(now))
+
+
+def _close(then: float | None, now: float | None) -> bool:
+    if then is None or now is None:
+        return then is now
+    return _equal(then, now) or abs(now - then) <= TOLERANCE * abs(then)

