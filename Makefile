@@ -29,6 +29,11 @@ setup: .venv/.ready  ## build .venv from pyproject.toml and the constraints
 study: setup  ## run the default study to its report (trains only what is missing)
 	$(BIN)/muon study run -j $(JOBS)
 
+rehearsals: setup  ## run the tiny twin of every study that costs money (half an hour on two cores)
+	@# From the last: a tuning study comes before the study that it tunes.
+	@for study in $$(grep -l '^  twins:' experiments/*/study.yaml | cut -d/ -f2 | sort -r); do \
+	  $(BIN)/muon study run $$study --workload tiny -j $(JOBS) || exit $$?; done
+
 test: setup lint types imports  ## lint, types, import rules and every test
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
@@ -70,4 +75,4 @@ docs: setup  ## write docs/cli.md from the help of the commands
 ui: setup  ## open MLflow on 127.0.0.1:5000
 	$(BIN)/muon ui
 
-.PHONY: help setup study test quick lint types imports format bench chaos figures docs screenshots ui
+.PHONY: help setup study rehearsals test quick lint types imports format bench chaos figures docs screenshots ui

@@ -121,13 +121,16 @@ class CellScratch:
         for folder in self.attempt_folders():
             if not (folder / "record.json").exists() and (folder / "start.json").exists():
                 start = _read(folder / "start.json")
-                yield folder, _lost_record(
+                yield (
                     folder,
-                    start["record"],
-                    Purpose(**start["purpose"]),
-                    read_progress(folder) or AttemptProgress(0, 0, None, 0.0, 0, 0),
-                    status="abandoned",
-                    error="the process ended without a word (killed, or the machine stopped)",
+                    _lost_record(
+                        folder,
+                        start["record"],
+                        Purpose(**start["purpose"]),
+                        read_progress(folder) or AttemptProgress(0, 0, None, 0.0, 0, 0),
+                        status="abandoned",
+                        error="the process ended without a word (killed, or the machine stopped)",
+                    ),
                 )
 
     def finished(self) -> RunRecord | None:

@@ -5,15 +5,12 @@ Killed with its driver, dvc holds no lock against the next start; its stages end
 
 from __future__ import annotations
 
-import os
 import sys
 
 from muonlab.pipeline.processes import die_with_parent
 
 if __name__ == "__main__":
-    die_with_parent()
-    if os.getppid() != int(sys.argv.pop(1)):
-        sys.exit("muonlab: the command that started dvc was ended before it.")
+    die_with_parent(int(sys.argv.pop(1)))
     from dvc.cli import main
 
     sys.exit(main(sys.argv[1:]))

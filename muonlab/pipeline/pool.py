@@ -144,7 +144,7 @@ class _Worker:
         self.layout = layout
         self.job: Job | None = None
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "muonlab.pipeline.worker"],
+            [sys.executable, "-m", "muonlab.pipeline.worker", str(os.getpid())],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

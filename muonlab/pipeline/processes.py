@@ -23,10 +23,15 @@ from muonlab.registry.record import Provenance
 PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 
 
-def die_with_parent() -> None:
-    """Arrange that this process ends when its parent dies, even by SIGKILL (Linux only)."""
+def die_with_parent(parent: int | None = None) -> None:
+    """Arrange that this process ends when its parent dies, even by SIGKILL (Linux only).
+
+    With the number of the process that started it, it also ends now where that has died already.
+    """
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if parent is not None and os.getppid() != parent:
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 def die_with_ancestors(poll_s: float = 0.5) -> None:

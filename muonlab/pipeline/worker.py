@@ -22,7 +22,7 @@ from muonlab.registry.files import full_disk_told
 
 def main() -> None:
     """Serve jobs until standard input closes."""
-    die_with_parent()
+    die_with_parent(int(sys.argv[1]))
     # The driver decides when to stop: Ctrl-C reaches the whole group, and a TERM is the driver's word.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, _stop)

@@ -13,6 +13,7 @@ Assumes that seed i gave both arms the same initial weights and data order, and 
 Sources: Student (1908) doi:10.2307/2331554; Mann and Whitney (1947) doi:10.1214/aoms/1177730491.
 """
 
+import math
 from typing import Any
 
 import numpy as np
@@ -202,14 +203,15 @@ def ratio_summary(r: Floats, baseline_never: int, challenger_never: int, undefin
 
 def sign_test_p(r: Floats, undefined: dict[str, str]) -> tuple[float | None, float | None]:
     """Exact sign test of r [n] against 0, one-sided for r > 0 and two-sided; ties are left out, infinities count."""
-    from scipy.special import bdtrc
-
     positive, informative = int((r > 0).sum()), int((r != 0).sum())
     if informative == 0:
         undefined.update(dict.fromkeys(("sign_p_one_sided", "sign_p_two_sided"), "every pair is a tie"))
         return None, None
     # P(X >= k) of X ~ Binomial(n, 1/2), which is symmetric; scipy.stats says the same after a second of imports.
-    one, other = (float(bdtrc(k - 1, informative, 0.5)) for k in (positive, informative - positive))
+    one, other = (
+        sum(math.comb(informative, i) for i in range(k, informative + 1)) / 2**informative
+        for k in (positive, informative - positive)
+    )
     return one, min(1.0, 2 * min(one, other))
 
 

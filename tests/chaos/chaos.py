@@ -169,6 +169,8 @@ class Storm:
             victims = self.victims(driver)
             victim = self.rng.choice(victims.get(kind) or victims["driver"])
             name = next(name for name, found in victims.items() if victim in found)
+            if victim == driver.pid and door == "dvc repro":
+                name = "dvc"
             kill = Kill(name, door, self.phase())
             self.kills.append(kill)
             print(f"{len(self.kills):>4}  {time.monotonic() - began:>6.1f}  {name:<6}  {door:<14}  {kill.phase}",

@@ -233,6 +233,13 @@ def test_a_stage_whose_dvc_died_before_it_began_ends_at_once(repository: Reposit
     assert not repository.attempts()
 
 
+@pytest.mark.parametrize("module", ["worker", "dvc_child"])
+def test_what_a_driver_started_before_it_died_ends_at_once(repository: Repository, module: str) -> None:
+    """Told of a parent that is not its own, as one is whose driver died while it loaded its libraries."""
+    done = repository.run("python", "-m", f"muonlab.pipeline.{module}", "1", "version", check=False)
+    assert done.returncode == -signal.SIGKILL
+
+
 # MLflow
 
 
@@ -250,15 +257,15 @@ def shown(store: Path) -> dict[str, tuple[str, list[tuple[int, float]]]]:
 
 
 def measured(repository: Repository) -> dict[str, tuple[str, list[tuple[int, float]]]]:
-    """The same from the attempts' own records."""
+    """The same from the files of the attempts: each has the losses that it measured itself."""
     as_run = {"completed": "FINISHED", "abandoned": "KILLED"}
-    return {
-        found["attempt_id"]: (
-            as_run[found["status"]],
-            [(point["step"], pytest.approx(point["val_loss"], rel=1e-12)) for point in found["curve"]],
-        )
-        for found in repository.attempts()
-    }
+    found = {}
+    for path in repository.root.glob("scratch/*/attempts/*/record.json"):
+        ended = json.loads(path.read_text())
+        rows = [json.loads(line) for line in path.with_name("curve.jsonl").read_text().splitlines()]
+        points = [(row["step"], pytest.approx(row["val_loss"], rel=1e-12)) for row in rows if "val_loss" in row]
+        found[ended["attempt_id"]] = (as_run[ended["status"]], points)
+    return found
 
 
 def pause_until_shown(repository: Repository, training: subprocess.Popen[str], store: Path) -> None:

@@ -390,7 +390,7 @@ def test_the_sections_stand_in_their_order():
     document = build(standing, pictures=drawn)
     assert [s.title for s in document.sections] == [
         "Paired differences", "Comparisons", "Reasons", "Evidence as it grew", "Loss curves", "Early stability",
-        "Speed to target", "Cost", "Diagnostics", "What the models write", "What was declared", "Every run",
+        "Speed to target", "Cost", "Tuning", "Diagnostics", "What the models write", "What was declared", "Every run",
         "Limits of this study", "Provenance",
     ]  # fmt: skip
     placed = [(s.title, block.names) for s in document.sections for block in s.blocks if isinstance(block, Pictures)]
