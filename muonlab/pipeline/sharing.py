@@ -143,11 +143,11 @@ def download(layout: Layout, cell: str) -> Downloaded:
         raise UsageError(f"experiments/{study.slug}: DVC keeps outputs of comparisons that were run, and of this none.")
     keys = _cells_like(layout, study, pattern)
     has_remote = bool(Config(str(layout.root / ".dvc"))["remote"])
-    failure = _pull(layout, study, keys) if has_remote else None
+    failure, pulled = _pull(layout, study, keys) if has_remote else (None, set[str]())
     found = Downloaded([], [])
     for key in keys:
         folder = layout.runs(study.slug) / key
-        if has_remote and (folder / "train.json").exists():
+        if key in pulled:
             found.folders.append(folder.relative_to(layout.root).as_posix())
         elif (kept := _from_mlflow(layout, study, key)) is not None:
             found.without_weights.append(kept)
@@ -191,20 +191,23 @@ def _results(layout: Layout, study: Study) -> list[RunRecord]:
     return sorted(newest, key=lambda r: r.study != study.slug)
 
 
-def _pull(layout: Layout, study: Study, keys: list[str]) -> CellsFailedError | None:
-    """Let DVC bring the cells that the study's lock file names; return why it failed, or None."""
+def _pull(layout: Layout, study: Study, keys: list[str]) -> tuple[CellsFailedError | None, set[str]]:
+    """Let DVC bring the cells that the study's lock file names; return why it failed, or None and what it brought.
+
+    What DVC has pulled is as the lock file says; what lay there before may be of another declaration.
+    """
     doors.write_grid(layout, study)
     doors.make_folders(layout, study)
     doors.set_open_studies(layout, sorted({*doors.open_studies(layout), study.slug}))
     path = layout.study(study.slug) / "dvc.lock"
     locked = read_yaml(path, where=f"experiments/{study.slug}/dvc.lock")["stages"] if path.exists() else {}
-    targets = [f"experiments/{study.slug}/dvc.yaml:train@{key}" for key in keys if f"train@{key}" in locked]
-    if targets:
+    named = [key for key in keys if f"train@{key}" in locked]
+    if named:
         try:
-            doors.dvc(layout, "pull", *targets)
+            doors.dvc(layout, "pull", *(f"experiments/{study.slug}/dvc.yaml:train@{key}" for key in named))
         except CellsFailedError as error:
-            return error
-    return None
+            return error, set()
+    return None, set(named)
 
 
 def _from_mlflow(layout: Layout, study: Study, key: str) -> str | None:
