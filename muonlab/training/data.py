@@ -15,8 +15,9 @@ the other in one memory-mapped uint32 file. Which side a document is on:
                  as a big-endian integer, are below fraction 2^64; so equal documents are on one side
 
 Documents are encoded in shards of about `SHARD_CHARACTERS`, each written once and described by its hashes, in a
-folder beside the result. A preparation that was killed reads its documents again, from the first, and encodes only
-those of shards that are not there, or not of this text. The result appears at once, when all of it is there.
+folder beside the result. A preparation that was killed, or met an error, reads its documents again, from the first, and
+encodes only those of shards that are not there, or not of this text, tokenizer and end token. The result appears at
+once, when all of it is there.
 
     order:  position k = step * batch + j is block  default_rng([seed, k // n]).permutation(n)[k % n]  of n
 
@@ -43,7 +44,7 @@ import numpy.typing as npt
 from pydantic import ValidationError
 
 from muonlab.registry.canonical import sha256_of
-from muonlab.registry.errors import IntegrityError, MuonlabError, UsageError
+from muonlab.registry.errors import IntegrityError, UsageError
 from muonlab.registry.files import file_sha256, write_atomically
 from muonlab.registry.settings import Closed, DataSettings
 from muonlab.registry.syntax import syntax_sha256
@@ -54,6 +55,8 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 TOKENS_FILE, TOKENIZER_FILE, META_FILE = "tokens.bin", "tokenizer.json", "meta.json"
+TRAINED_FILE = "trained.json"
+"""In the workshop: says that the tokenizer that was trained is whole, and on what text."""
 
 SHARD_CHARACTERS = 4 * 2**20
 """Text in memory at once, but for a document that is longer; and what a killed preparation has to do again, at most."""
@@ -104,16 +107,15 @@ class _Shard(Closed):
     """A run of documents, encoded: a file of the training tokens and behind them the validation tokens."""
 
     encoder: str
+    tokenizer: str
+    """SHA-256 of its tokenizer.json."""
+    end_token_id: int
     text: str
     """SHA-256 of the documents with their split."""
     sha256: str
     """SHA-256 of the file."""
     documents: dict[Split, int]
     tokens: dict[Split, int]
-
-
-class _Stopped(UsageError):
-    """The preparation broke off for a reason that is not in the documents: what is done stays."""
 
 
 def prepare(settings: DataSettings, out: Path, *, progress: Callable[[str], None], root: Path | None = None) -> Meta:
@@ -142,7 +144,7 @@ def prepare(settings: DataSettings, out: Path, *, progress: Callable[[str], None
 
 @contextmanager
 def _workshop(settings: DataSettings, out: Path) -> Iterator[Path]:
-    """The folder beside `out` in which it is made: kept when the making is killed, emptied for other settings."""
+    """The folder beside `out` in which it is made: kept when the making breaks off, emptied for other settings."""
     from filelock import FileLock, Timeout
 
     work = out.parent / f".{out.name}.partial"
@@ -157,17 +159,12 @@ def _workshop(settings: DataSettings, out: Path) -> Iterator[Path]:
                             shutil.rmtree(path) if path.is_dir() else path.unlink()
                     write_atomically(work / "key", key, durable=False)
                 yield work
-            except (sources.SourceError, _Stopped):
-                raise
             except OSError as error:
                 if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                     raise
-                raise _Stopped(
+                raise UsageError(
                     f"{out.parent}: no space left on the device; make room, and the next start goes on from here."
                 ) from None
-            except MuonlabError:
-                shutil.rmtree(work)
-                raise
             shutil.rmtree(work)
     except Timeout:
         raise UsageError(f"{out}: another process is preparing it; wait for that one, or end it.") from None
@@ -196,7 +193,7 @@ def _sync(folder: Path) -> None:
 def _copy_of_another(
     settings: DataSettings, out: Path, new: Path, root: Path, progress: Callable[[str], None]
 ) -> Meta | None:
-    """Copy the result of a folder beside `out` that was made by the same settings, code and text, if there is one."""
+    """Copy the result of a folder beside `out`, if there is one of the same settings, code, tokenizer and text."""
     for folder in sorted(out.parent.iterdir()):
         if folder.name.startswith(".") or folder == out or not (folder / META_FILE).is_file():
             continue
@@ -206,6 +203,11 @@ def _copy_of_another(
             continue
         if (meta.settings, meta.code) != (settings, _code_sha256()):
             continue
+        if not tokenizing.is_fixed(settings, root):
+            progress(f"loading {settings.tokenizer}: whether it is still the tokenizer of {folder}")
+            tokenizer, end = tokenizing.load(settings, root)
+            if (tokenizing.sha256_of(tokenizer), end) != (meta.sha256.tokenizer, meta.end_token_id):
+                continue
         if not sources.is_fixed(settings, root):
             progress(f"reading {settings.source}: whether it is still the text of {folder}")
             if _text_sha256(_sided(sources.open_source(settings, root), settings)) != meta.sha256.text:
@@ -243,20 +245,21 @@ def _make(settings: DataSettings, work: Path, new: Path, root: Path, progress: C
     tokenizer, end, trained_on = _tokenizer(settings, work, root, sided, progress)
     total = source.total
     try:
-        encoder = tokenizing.Encoder(tokenizer, end=end, vocab_size=settings.vocab_size, fast=_may_be_fast(work))
+        encoder = tokenizing.Encoder(tokenizer, end=end, vocab_size=settings.vocab_size, fast=_may_be_fast(work, tokenizer))
         shards, text = _encode(sided, encoder, work, total, progress)
     except tokenizing.TokenizersDiffer as difference:
         progress(f"encoding all anew with tokenizers: tiktoken encodes {difference} differently")
         encoder = tokenizing.Encoder(tokenizer, end=end, vocab_size=settings.vocab_size, fast=False)
         shards, text = _encode(sided, encoder, work, total, progress)
     if trained_on not in (None, text):
+        (work / TRAINED_FILE).unlink()  # or the next start would meet the tokenizer of this text again
         raise UsageError(
             f"data settings: the documents of {settings.source} changed while they were read; start again when "
             "nothing writes them."
         )
     counts = _counts(shards, settings)
     _join(shards, work, new / TOKENS_FILE)
-    (new / TOKENIZER_FILE).write_bytes(tokenizer.to_str(pretty=False).encode())
+    (new / TOKENIZER_FILE).write_bytes(tokenizing.content_of(tokenizer))
     meta = Meta(
         source=settings.source,
         licence=source.licence,
@@ -306,7 +309,7 @@ def _tokenizer(
 
     if settings.tokenizer is not None:
         return (*tokenizing.load(settings, root), None)
-    file, described = work / TOKENIZER_FILE, work / "trained.json"
+    file, described = work / TOKENIZER_FILE, work / TRAINED_FILE
     trained = json.loads(described.read_bytes()) if described.is_file() else None
     if trained and file_sha256(file) == trained["sha256"]:
         tokenizer, trained_on = Tokenizer.from_file(str(file)), trained["text"]
@@ -324,7 +327,7 @@ def _tokenizer(
         tokenizer = tokenizing.train(training(), settings.vocab_size)
         _refuse_one_sided(settings, documents)
         trained_on = digest.hexdigest()
-        write_atomically(file, tokenizer.to_str(pretty=False))
+        write_atomically(file, tokenizing.content_of(tokenizer))
         # Last: it says that the tokenizer is whole.
         write_atomically(described, json.dumps({"text": trained_on, "sha256": file_sha256(file)}))
     return tokenizer, tokenizer.get_vocab()[tokenizing.END_TOKEN], trained_on
@@ -343,13 +346,11 @@ def _refuse_one_sided(settings: DataSettings, documents: dict[Split, int]) -> No
             )
 
 
-def _may_be_fast(work: Path) -> bool:
-    """Whether no shard of a preparation that was killed was encoded by `tokenizers`, as a difference asks for."""
-    return not any(_Shard.model_validate_json(path.read_bytes()).encoder == "tokenizers" for path in _described(work))
-
-
-def _described(work: Path) -> list[Path]:
-    return sorted(work.glob("shard-*.json"))
+def _may_be_fast(work: Path, tokenizer: Tokenizer) -> bool:
+    """Whether no shard of a preparation that broke off was encoded by `tokenizers`, as a difference asks for."""
+    slow = ("tokenizers", tokenizing.sha256_of(tokenizer))
+    shards = (_Shard.model_validate_json(path.read_bytes()) for path in work.glob("shard-*.json"))
+    return not any((shard.encoder, shard.tokenizer) == slow for shard in shards)
 
 
 def _encode(
@@ -364,7 +365,7 @@ def _encode(
         for side, text in batch:
             _add_text(digest, side, text)
         path = work / f"shard-{len(shards):06}"
-        shard = _finished(path, encoder.name, batch)
+        shard = _finished(path, encoder, batch)
         if shard is None:
             shard = _write_shard(path, encoder, batch, read)
             encoded += len(batch)
@@ -410,13 +411,14 @@ def _batches(documents: Iterator[tuple[Split, str]]) -> Iterator[list[tuple[Spli
         yield batch
 
 
-def _finished(path: Path, encoder: str, batch: list[tuple[Split, str]]) -> _Shard | None:
-    """The shard at `path`, if it was finished, is whole, and holds this text."""
+def _finished(path: Path, encoder: tokenizing.Encoder, batch: list[tuple[Split, str]]) -> _Shard | None:
+    """The shard at `path`, if it was finished, is whole, and holds this text, encoded as `encoder` does."""
     described = path.with_suffix(".json")
     if not described.is_file():
         return None
     shard = _Shard.model_validate_json(described.read_bytes())
-    good = shard.encoder == encoder and shard.text == _text_sha256(lambda: iter(batch))
+    same_ids = (shard.encoder, shard.tokenizer, shard.end_token_id) == (encoder.name, encoder.sha256, encoder.end)
+    good = same_ids and shard.text == _text_sha256(lambda: iter(batch))
     return shard if good and file_sha256(path.with_suffix(".bin")) == shard.sha256 else None
 
 
@@ -431,6 +433,8 @@ def _write_shard(path: Path, encoder: tokenizing.Encoder, batch: list[tuple[Spli
         os.fsync(file.fileno())
     shard = _Shard(
         encoder=encoder.name,
+        tokenizer=encoder.sha256,
+        end_token_id=encoder.end,
         text=_text_sha256(lambda: iter(batch)),
         sha256=hashlib.sha256(content).hexdigest(),
         documents={side: len(of[side]) for side in SPLITS},

@@ -5,9 +5,10 @@
                   patterns and within one by name, no file twice
     hub           a data set of the Hugging Face hub at a pinned revision, or a folder in its layout
 
-Files and hub go through the same `datasets.load_dataset` and the same `_texts`; files are streamed, so that nothing is
-copied. What jsonl holds is checked line by line before anything is encoded: the library's reader turns the number 5
-into the text "5", reads a missing field as null, and counts rows from the start of a chunk.
+Parquet, txt and hub go through the same `datasets.load_dataset` and the same `_texts`; files are streamed, so that
+nothing is copied. One's own jsonl is read by `_jsonl`, line by line, once to check it before anything is encoded and
+once to encode it: the library's reader turns the number 5 into the text "5", takes texts that all look like dates for
+dates, reads a missing field as null, and counts rows from the start of a chunk.
 """
 
 from __future__ import annotations
@@ -15,11 +16,13 @@ from __future__ import annotations
 import glob
 import gzip
 import json
+import zlib
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import groupby, islice
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from muonlab.registry.errors import MuonlabError, UsageError, nearest
 from muonlab.registry.settings import DataSettings
@@ -31,13 +34,13 @@ if TYPE_CHECKING:
 SplitRule = Literal["permutation", "text-hash"]
 
 BUILDERS = {".jsonl": "json", ".jsonl.gz": "json", ".parquet": "parquet", ".txt": "text"}
-"""What `load_dataset` calls the format of a file, by how its name ends."""
+"""The format of a file by how its name ends, as `load_dataset` calls it."""
 ROWS = 256
 """Documents that are in memory at once while reading."""
 
 
 class SourceError(UsageError):
-    """The reading broke off: what was done before it stays good."""
+    """The reading of a data set broke off."""
 
 
 @dataclass(frozen=True)
@@ -96,12 +99,16 @@ def _files(settings: DataSettings, root: Path) -> Source:
 
     def read() -> Iterator[str]:
         for builder, group in groupby(paths, key=lambda path: BUILDERS[_format(path)]):
+            if builder == "json":
+                for path in group:
+                    yield from _jsonl(path, _shown(path, root), settings.text_field)
+                continue
             members = [str(path) for path in group]
             where = f"{_shown(Path(members[0]), root)}{f' and {len(members) - 1} more' if len(members) > 1 else ''}"
             try:
                 yield from _texts(_load_files(builder, members), _field(builder, settings), where)
             except SourceError:
-                for name in members:  # the reader looks ahead of max_documents: say the line that it stumbled over
+                for name in members:  # the reader looks ahead of max_documents: say what it stumbled over
                     _check(Path(name), _shown(Path(name), root), settings.text_field, None)
                 raise
 
@@ -163,46 +170,55 @@ def _load_files(builder: str, members: list[str]) -> IterableDataset:
 
 def _check(path: Path, where: str, field: str, limit: int | None) -> int:
     """Number of documents of a file, up to `limit` where there is one; raises UsageError for one that is not sound."""
+    if _format(path) == ".parquet":
+        with _refused(where):
+            documents = _check_parquet(path, where, field)
+    elif _format(path) == ".txt":
+        documents = 1
+        with _refused(where), path.open("rb") as file:
+            for number, line in enumerate(file, 1):
+                _decoded(line, f"{where}, line {number}")
+    else:
+        documents = sum(1 for _ in islice(_jsonl(path, where, field), limit))
+    if not documents:
+        raise UsageError(f"{where}: the file holds no documents; leave it out of `files`, or write it again.")
+    return documents
+
+
+@contextmanager
+def _refused(where: str) -> Iterator[None]:
+    """Turn what goes wrong in opening and unpacking a file into UsageError."""
     try:
-        if _format(path) == ".parquet":
-            return _check_parquet(path, where, field)
-        if _format(path) == ".txt":
-            with path.open("rb") as file:
-                for number, line in enumerate(file, 1):
-                    _decoded(line, f"{where}, line {number}")
-            return 1
-        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
-            return _check_jsonl(file, where, field, limit)
-    except (gzip.BadGzipFile, EOFError) as error:
+        yield
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise UsageError(f"{where}: not a whole gzip file ({error}); write it again.") from None
     except OSError as error:
         raise UsageError(f"{where}: cannot be read ({error.strerror}).") from None
 
 
-def _check_jsonl(file: IO[bytes] | gzip.GzipFile, where: str, field: str, limit: int | None) -> int:
-    documents = 0
-    for number, line in enumerate(file, 1):
-        if limit is not None and documents >= limit:
-            break
-        if not line.strip():
-            continue
-        at = f"{where}, line {number}"
-        try:
-            row = json.loads(_decoded(line, at))
-        except ValueError as error:
-            raise UsageError(f"{at}: not JSON ({error}); every line is one object like {{{field!r}: ...}}.") from None
-        if not isinstance(row, dict):
-            raise UsageError(f"{at}: found a {type(row).__name__}; every line is one object like {{{field!r}: ...}}.")
-        if not isinstance(row.get(field), str):
-            raise _no_text(at, field, row.keys(), type(row.get(field)).__name__)
-        try:
-            row[field].isascii() or row[field].encode()
-        except UnicodeEncodeError:
-            raise UsageError(f"{at}: {field!r} holds half of a surrogate pair, which is no text; mend it.") from None
-        documents += 1
-    if not documents:
-        raise UsageError(f"{where}: the file holds no documents; leave it out of `files`, or write it again.")
-    return documents
+def _jsonl(path: Path, where: str, field: str) -> Iterator[str]:
+    """Texts of a jsonl file, exactly as they stand there; raises UsageError for the first line without one."""
+    with _refused(where), gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            if line.strip():
+                yield _text_of(line, f"{where}, line {number}", field)
+
+
+def _text_of(line: bytes, at: str, field: str) -> str:
+    try:
+        row = json.loads(_decoded(line, at))
+    except ValueError as error:
+        raise UsageError(f"{at}: not JSON ({error}); every line is one object like {{{field!r}: ...}}.") from None
+    if not isinstance(row, dict):
+        raise UsageError(f"{at}: found a {type(row).__name__}; every line is one object like {{{field!r}: ...}}.")
+    text = row.get(field)
+    if not isinstance(text, str):
+        raise _no_text(at, field, row.keys(), type(text).__name__)
+    try:
+        text.isascii() or text.encode()
+    except UnicodeEncodeError:
+        raise UsageError(f"{at}: {field!r} holds half of a surrogate pair, which is no text; mend it.") from None
+    return text
 
 
 def _decoded(line: bytes, where: str) -> str:
@@ -227,8 +243,6 @@ def _check_parquet(path: Path, where: str, field: str) -> int:
     kind = schema.field(field).type if field in schema.names else None
     if kind is None or not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
         raise _no_text(where, field, schema.names, str(kind))
-    if not rows:
-        raise UsageError(f"{where}: the file holds no documents; leave it out of `files`, or write it again.")
     return rows
 
 

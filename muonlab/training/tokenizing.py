@@ -18,6 +18,7 @@ Source of the ranks: https://github.com/openai/tiktoken (`CoreBPE` merges the pa
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -116,6 +117,25 @@ def _from_gguf(file: Path, where: str) -> tuple[Tokenizer, str | None]:
     return found.backend_tokenizer, found.eos_token
 
 
+def is_fixed(settings: DataSettings, root: Path) -> bool:
+    """Whether the settings settle the tokenizer. A folder, or an installed package, may hold another one tomorrow."""
+    name = settings.tokenizer
+    if name is None:
+        return True
+    on_hub = not packages.is_package(name) and hub.local_folder(name, root) is None
+    return on_hub and settings.tokenizer_revision is not None
+
+
+def content_of(tokenizer: Tokenizer) -> bytes:
+    """What tokenizer.json holds of it: the same bytes for the same tokenizer."""
+    return tokenizer.to_str(pretty=False).encode()
+
+
+def sha256_of(tokenizer: Tokenizer) -> str:
+    """SHA-256 of `content_of`."""
+    return hashlib.sha256(content_of(tokenizer)).hexdigest()
+
+
 def size_of(tokenizer: Tokenizer) -> int:
     """One more than the largest id."""
     return 1 + max(tokenizer.get_vocab(with_added_tokens=True).values())
@@ -200,7 +220,8 @@ class Encoder:
 
     def __init__(self, tokenizer: Tokenizer, *, end: int, vocab_size: int, fast: bool = True) -> None:
         tokenizer.encode_special_tokens = True  # a document that spells the end token does not end there
-        self._tokenizer, self._end, self._vocab_size = tokenizer, end, vocab_size
+        self._tokenizer, self._vocab_size = tokenizer, vocab_size
+        self.end, self.sha256 = end, sha256_of(tokenizer)
         self._fast, self._size = as_tiktoken(tokenizer) if fast else None, size_of(tokenizer)
 
     @property
@@ -214,7 +235,7 @@ class Encoder:
         Raises TokenizersDiffer where a checked document differs, IntegrityError for an id beyond the vocabulary.
         """
         ids = self._ids(documents) if self._fast is None else self._checked(documents, first)
-        end = np.array([self._end], dtype=np.uint32)
+        end = np.array([self.end], dtype=np.uint32)
         encoded = [np.concatenate([part, end]) for part in ids]
         if encoded:
             refuse_unknown_ids(np.concatenate(encoded), self._vocab_size, "the tokenizer")
