@@ -58,7 +58,7 @@ def nolah(gate: str | None, scale: float | None, **cell: Any) -> None:
 @click.option("--no-anneal", is_flag=True, help="Noise of one size throughout (schedule: constant).")
 @click.option("--no-adaptive", is_flag=True, help="Noise at every step, whatever the rank (trigger: always).")
 @click.option("--rank-threshold", type=float, help="Share of full rank below which noise is added.")
-@click.option("--ngpus", default=1, show_default=True, type=click.IntRange(1), help="GPUs of the run; only 1 for now.")
+@click.option("--ngpus", default=1, show_default=True, type=click.IntRange(1), help="GPUs of the run; here only 1.")
 @cell_options
 def pretrain(
     arm: str | None,
@@ -76,8 +76,9 @@ def pretrain(
     """
     if ngpus > 1:
         raise UsageError(
-            f"--ngpus: found {ngpus}; what is missing is training by several processes (DistributedDataParallel under "
-            "torchrun): a run trains on one device for now, so leave it out or say 1."
+            f"--ngpus: found {ngpus}; a run trains on several GPUs, but no command starts its processes yet: leave it "
+            f"out, or type, in the folder runs/exp/current, `torchrun --nproc-per-node {ngpus} -m stages.train "
+            "WORKLOAD OPTIMIZER SEED`."
         )
     noise = {
         "alpha": alpha,

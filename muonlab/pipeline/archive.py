@@ -127,7 +127,14 @@ def _refuse_verdict(judged: JudgedStudy, arm: str, verdict: str, *, complete: bo
     slug = judged.study
     again = f"`muon study run {slug}`"
     said = judged.summary.challengers.get(arm)
-    if said is None or said.verdict != verdict or judged.summary.complete != complete:
+    if said is not None and said.verdict == verdict and judged.summary.complete != complete:
+        now = "complete" if complete else "incomplete"
+        was = "complete" if judged.summary.complete else "incomplete"
+        raise UsageError(
+            f"reports/{slug}/verdict.json: it has the study {was}, and by the evidence there is now it is {now}; "
+            f"{again} first, since no arm is archived on a part."
+        )
+    if said is None or said.verdict != verdict:
         raise UsageError(
             f"reports/{slug}/verdict.json: it has {arm} {said.verdict if said else 'without a verdict'}, and the "
             f"evidence there is now makes it {verdict}; {again} makes the report anew."

@@ -15,6 +15,7 @@ from muonlab.pipeline.resolve import load_params, resolve_cell
 from muonlab.registry.cell import Cell
 from muonlab.registry.record import RunRecord
 from muonlab.tracking import start_follower
+from muonlab.training.distributed import started_ranks
 
 CURRENT = "exp"
 """The folder under runs/ and reports/ that belongs to the one cell of params.yaml, and to no study."""
@@ -23,19 +24,20 @@ CURRENT = "exp"
 def adopt_or_train(layout: Layout, workload: str, arm: str, seed: int, *, into: Path) -> RunRecord | None:
     """Put the results of a cell into the folder `into`: adopted when a verified bundle waits, else trained now.
 
-    Under torchrun every process calls this; the first does it, and the others, which get None, compute with it.
+    Under torchrun every process calls this; the first does it, and the others, which get None, compute with it where
+    there is something to compute.
     Adopting imports no torch. Raises UsageError for a wrong cell, CellsFailedError when training fails.
     """
     params = load_params(layout.params)
     cell = resolve_cell(layout, params, workload, arm, seed)
     scratch = CellScratch(layout, cell.digest)
+    ranks = started_ranks()
     record = scratch.finished()
     if record is not None:
+        if not ranks.writes:
+            return None
         print(f"{cell.key}: already trained as cell {cell.digest[:12]}; taking it over.")
     else:
-        from muonlab.training.distributed import started_ranks  # imports torch
-
-        ranks = started_ranks()
         if not ranks.writes:
             follow(layout, cell)
             return None

@@ -30,6 +30,7 @@ from muonlab.pipeline.resolve import (
 from muonlab.pipeline.selection import state_of
 from muonlab.pipeline.tuning_checks import check_tuning
 from muonlab.pipeline.tuning_results import arm_tunings
+from muonlab.pipeline.verify import agree_to_rounding
 from muonlab.registry import ledger
 from muonlab.registry.canonical import sha256_of
 from muonlab.registry.files import file_sha256
@@ -86,7 +87,7 @@ def collect(layout: Layout, slug: str, *, sweep: bool = True) -> Snapshot:
         registration=registration,
         current_registration=current_registration(params, study),
         findings=sorted(set(findings)),
-        notes=[*held.notes, *_without_outputs(layout, study, cells, records)],
+        notes=[*held.notes, *_rounded(records), *_without_outputs(layout, study, cells, records)],
         left_out=_left_out(layout, params, study, known),
         outside=_outside(study, cells, known),
         tuning=tuned,
@@ -217,18 +218,42 @@ def _outside(study: Study, cells: list[DeclaredCell], records: list[RunRecord]) 
     return sorted(found.values(), key=lambda run: (run.arm, run.seed, run.digest))
 
 
-def _contradictions(records: list[RunRecord], cells: list[DeclaredCell], study: Study) -> Iterator[str]:
-    """Cells with two different outcomes, and cells recorded in the study's name under other inputs."""
-    outcomes: dict[str, RunRecord] = {}
+def _repeated(records: list[RunRecord]) -> Iterator[tuple[RunRecord, RunRecord]]:
+    """A cell's first result with each later one that is not the same; `records` by their start."""
+    results: dict[str, RunRecord] = {}
     for record in records:
         if record.is_result:
-            first = outcomes.setdefault(record.cell_digest, record)
+            first = results.setdefault(record.cell_digest, record)
             if first.outcome() != record.outcome():
-                yield (
-                    f"cell {record.arm}-{record.seed} ({record.cell_digest[:12]}): two attempts at the same cell ended "
-                    f"differently (val_loss {first.val_loss} and {record.val_loss}); one machine or file is not as "
-                    "recorded."
-                )
+                yield first, record
+
+
+def _differ_by_rounding(first: RunRecord, again: RunRecord) -> bool:
+    """Whether both completed, say of themselves that they repeat to rounding only, and agree that far."""
+    return all(r.status == "completed" and r.repeats == "to rounding" for r in (first, again)) and agree_to_rounding(
+        first.val_loss, again.val_loss
+    )
+
+
+def _rounded(records: list[RunRecord]) -> Iterator[str]:
+    """Which cells were trained more than once and agree to rounding; the first counts, whatever the others gave."""
+    for first, record in _repeated(records):
+        if _differ_by_rounding(first, record):
+            yield (
+                f"cell {record.arm}-{record.seed} ({record.cell_digest[:12]}): a second attempt agrees with the first "
+                f"to rounding, as such runs do (val_loss {first.val_loss} and {record.val_loss}); the first counts."
+            )
+
+
+def _contradictions(records: list[RunRecord], cells: list[DeclaredCell], study: Study) -> Iterator[str]:
+    """Cells with two different outcomes, and cells recorded in the study's name under other inputs."""
+    for first, record in _repeated(records):
+        if not _differ_by_rounding(first, record):
+            yield (
+                f"cell {record.arm}-{record.seed} ({record.cell_digest[:12]}): two attempts at the same cell ended "
+                f"differently (val_loss {first.val_loss} and {record.val_loss}); one machine or file is not as "
+                "recorded."
+            )
     if study.kind == "tuning":
         return  # one arm and seed stands for a whole grid of cells there
     declared = {(cell.arm, cell.seed): cell.digest for cell in cells}
@@ -241,7 +266,7 @@ def _contradictions(records: list[RunRecord], cells: list[DeclaredCell], study: 
             )
             yield (
                 f"cell {record.arm}-{record.seed}: recorded in this study under other inputs "
-                f"({', '.join(changed) or 'parameters, code, environment or data'} changed; digest "
+                f"({', '.join(changed) or 'parameters, model, code, environment or data'} changed; digest "
                 f"{record.cell_digest[:12]}, now {str(digest)[:12]}); choosing between the two would be a selection, "
                 "so declare a new study (`muon study new`) for the new inputs."
             )

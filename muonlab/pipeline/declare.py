@@ -7,22 +7,25 @@ with `dvc exp run -S` (which leaves params.yaml edited) never becomes the declar
 from __future__ import annotations
 
 import contextlib
+import functools
 import subprocess
 import tempfile
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
-from pydantic import ValidationError
-
+from muonlab.pipeline import selection
 from muonlab.pipeline.attempts import Purpose
-from muonlab.pipeline.gates import refuse_closed
+from muonlab.pipeline.gates import archived_arm_states, gate_states, refuse_closed
 from muonlab.pipeline.layout import Layout
 from muonlab.pipeline.processes import git_state
+from muonlab.pipeline.registered import read_registration as read_registration
+from muonlab.pipeline.registered import write_registration
 from muonlab.pipeline.resolve import (
     check_study,
     load_params,
     load_study,
+    read_declaration,
     resolve_optimizer,
     resolve_settings,
     resolved_arms,
@@ -30,8 +33,7 @@ from muonlab.pipeline.resolve import (
 )
 from muonlab.registry import ledger
 from muonlab.registry.cell import Cell
-from muonlab.registry.errors import IntegrityError, UsageError
-from muonlab.registry.files import write_atomically
+from muonlab.registry.errors import UsageError
 from muonlab.registry.settings import Params
 from muonlab.registry.snapshot import Registration
 from muonlab.registry.study import Study
@@ -87,19 +89,6 @@ def current_registration(params: Params, study: Study) -> str:
     return study.registration(resolved_arms(params, study))
 
 
-def read_registration(layout: Layout, slug: str) -> Registration | None:
-    """The registration of a study, or None before its first run. Raises IntegrityError on a file that is none."""
-    path = layout.main / "experiments" / slug / "registration.json"
-    if not path.exists():
-        return None
-    try:
-        return Registration.model_validate_json(path.read_text(encoding="utf-8"))
-    except ValidationError:
-        raise IntegrityError(
-            f"experiments/{slug}/registration.json: it is not a registration, so it was edited; take it back from git."
-        ) from None
-
-
 def register_now(layout: Layout, params: Params, study: Study, *, override: bool = False) -> tuple[Registration, bool]:
     """Register a declaration before its first run; returns the registration and whether it was made just now.
 
@@ -126,28 +115,41 @@ def register_now(layout: Layout, params: Params, study: Study, *, override: bool
 def register(layout: Layout, params: Params, study: Study, *, override: bool = False) -> Registration:
     """Register the declaration unless it is registered; before any result, a changed declaration replaces it.
 
-    Once the ledger holds a result of the study, the first registration stays for good. Raises UsageError where a gate
-    of the study is closed, unless `override`, which the registration then holds.
+    Once the ledger holds a result of the study, the first registration stays for good, and only its overrides grow.
+    Raises UsageError where a gate of the study is closed, unless `override`, which the registration then holds; and
+    where it is to start with another challenger than the one that was selected for it, whatever `override` says.
     """
     held = read_registration(layout, study.slug)
     now = current_registration(params, study)
-    if held is not None:
-        if held.registration == now:
-            return held
-        if any(r.registration == held.registration and r.is_result for r in ledger.read(layout.ledger).records):
-            return held
+    if study.selected_from is not None and not has_results(layout, held):
+        selection.refuse_unpicked(layout, study, functools.partial(read_declaration, layout))
+    if held is not None and held.registration == now:
+        return held
     commit = git_state(layout.main)[0]
+    given = held.overrides if held is not None else []
+    if held is not None and has_results(layout, held):
+        added = archived_arm_states(layout, study)
+        if new := refuse_closed(study, added, commit, override=override, given=given):
+            held = held.model_copy(update={"overrides": [*given, *new]})
+            write_registration(layout, study.slug, held)
+        return held
+    new = refuse_closed(study, gate_states(layout, study), commit, override=override, given=given)
     made = Registration(
         registration=now,
         registered_at=datetime.now(UTC).isoformat(timespec="seconds"),
         commit=commit,
         declaration={"study": study.declaration(), **resolved_arms(params, study)},
-        overrides=refuse_closed(layout, study, commit, override=override),
+        overrides=[*given, *new],
     )
-    path = layout.main / "experiments" / study.slug / "registration.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, made.model_dump_json(indent=2) + "\n")
+    write_registration(layout, study.slug, made)
     return made
+
+
+def has_results(layout: Layout, held: Registration | None) -> bool:
+    """Whether the ledger holds a result under this registration."""
+    if held is None:
+        return False
+    return any(r.registration == held.registration and r.is_result for r in ledger.read(layout.ledger).records)
 
 
 def purpose_of(layout: Layout, cell: Cell, slug: str) -> Purpose:

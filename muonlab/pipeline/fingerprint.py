@@ -3,8 +3,8 @@
     code        = SHA-256 over the syntax trees, without docstrings, of the trainer, the core of `optim/`, the
                   optimizer's own file and the schema of settings with its defaults: a comment changes nothing, a new
                   optimizer changes no other's
-    environment = SHA-256 over the versions of Python and the numerical libraries, the processor's architecture
-                  and the accelerator
+    environment = SHA-256 over the versions of Python, the numerical libraries and their kernels for CUDA, the
+                  processor's architecture and the accelerator that torch computes on
 
 DVC's dependencies and a cell's digest both read the files that this writes, so they are one list.
 Nothing heavy is imported: a fingerprint takes a fraction of a second.
@@ -15,6 +15,7 @@ from __future__ import annotations
 import functools
 import importlib.metadata
 import json
+import os
 import platform
 import shutil
 import subprocess
@@ -27,6 +28,8 @@ from muonlab.registry.settings import Params
 from muonlab.registry.syntax import syntax_sha256
 
 LIBRARIES = ("numpy", "safetensors", "scipy", "torch", "transformers")
+KERNELS = ("causal_conv1d", "mamba_ssm")
+"""What transformers computes Mamba layers with on CUDA, where it is installed: other sums than its own code makes."""
 
 
 def write_fingerprints(layout: Layout, params: Params) -> None:
@@ -71,9 +74,27 @@ def environment() -> dict[str, str]:
     return {
         "python": ".".join(platform.python_version_tuple()[:2]),
         "machine": platform.machine(),
-        "accelerator": accelerator(),
+        "accelerator": training_accelerator(),
         **versions,
+        **{name: _version_or_none(name) for name in KERNELS},
     }
+
+
+def _version_or_none(name: str) -> str:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return "none"
+
+
+def training_accelerator() -> str:
+    """Name of the GPU that torch computes on here, or `none`: also where torch has no CUDA, or is to see no GPU."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    # CUDA reads the list up to the first device that there is not.
+    hidden = visible is not None and visible.split(",")[0].strip() in ("", "-1")
+    if hidden or importlib.metadata.version("torch").endswith("+cpu"):
+        return "none"
+    return accelerator()
 
 
 def accelerator() -> str:

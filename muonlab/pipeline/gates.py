@@ -6,9 +6,11 @@
     closed  anything else, and every arm of the study that is archived, whoever archived it
 
 A gate is asked where a study is registered, which its first run does: a study that is registered has passed its gates,
-or its registration holds an override, and it is not asked again. A twin pays and decides nothing, and has no gate; nor
-has what others report. Gates compare files of the repository: they protect from mistakes and haste, not from who edits
-a report, which its readers would see. See docs/adr/0009-gates-and-archive.md.
+or its registration holds an override, and it is not asked again. A declaration that was changed since is: about all
+gates while there are no results, and about the archived arms that it adds always; not about those that were overridden.
+A twin pays and decides nothing, and has no gate; nor has what others report. Gates compare files of the repository:
+they protect from mistakes and haste, not from who edits a report, which its readers would see. See
+docs/adr/0009-gates-and-archive.md.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from muonlab.pipeline.answer import Facts
 from muonlab.pipeline.layout import Layout
+from muonlab.pipeline.registered import read_registration
 from muonlab.registry.errors import IntegrityError, UsageError, unknown_name
 from muonlab.registry.settings import Closed, Name
 from muonlab.registry.snapshot import GateState, Override
@@ -132,22 +135,28 @@ def _circle(study: Study, read: Callable[[str], Study]) -> list[str]:
 
 
 def gate_states(layout: Layout, study: Study) -> list[GateState]:
-    """What a study asks for and how it stands now. An archived arm is asked about until the study is registered."""
+    """What a study asks for and how it stands now: what it requires, and `archived_arm_states`."""
     if study.twin_of is not None or study.provenance == "reported":
         return []
     archive = read_archive(layout)
-    found = [_state(layout, required, archive) for required in study.requires]
-    if not (layout.main / "experiments" / study.slug / "registration.json").exists():
-        found += [
-            GateState(
-                asks=f"{its.arm} not to be archived",
-                found=f"it was archived as {its.verdict} by {its.study}",
-                is_open=False,
-            )
-            for its in archive
-            if its.arm in study.arms
-        ]
-    return found
+    return [*(_state(layout, required, archive) for required in study.requires), *archived_arm_states(layout, study)]
+
+
+def archived_arm_states(layout: Layout, study: Study) -> list[GateState]:
+    """A closed gate for every archived arm of a study that is none of the arms it was registered with."""
+    if study.twin_of is not None or study.provenance == "reported":
+        return []
+    held = read_registration(layout, study.slug)
+    registered = held.arms if held is not None and held.is_whole else []
+    return [
+        GateState(
+            asks=f"{its.arm} not to be archived",
+            found=f"it was archived as {its.verdict} by {its.study}",
+            is_open=False,
+        )
+        for its in read_archive(layout)
+        if its.arm in study.arms and its.arm not in registered
+    ]
 
 
 def gates_of(layout: Layout, study: Study) -> list[Gate]:
@@ -215,12 +224,20 @@ def _is_archived(judged: JudgedStudy, required: Requirement, archive: Iterable[A
     )
 
 
-def refuse_closed(layout: Layout, study: Study, commit: str | None, *, override: bool) -> list[Override]:
-    """The override to record where a closed gate is overridden; nothing where every gate is open.
+def refuse_closed(
+    study: Study, states: Iterable[GateState], commit: str | None, *, override: bool, given: Iterable[Override] = ()
+) -> list[Override]:
+    """The override to record where one of these gates is closed and overridden; nothing where every one is open.
 
-    Raises UsageError at a closed gate without `override`, naming all of them.
+    A gate that one of the overrides `given` before was for is not asked again. Raises UsageError at a closed gate
+    without `override`, naming all of them.
     """
-    closed = [gate for gate in gate_states(layout, study) if not gate.is_open]
+    known = [sentence for its in given for sentence in its.gates]
+    closed = [
+        gate
+        for gate in states
+        if not gate.is_open and not any(sentence.startswith(f"{gate.asking};") for sentence in known)
+    ]
     if not closed:
         return []
     if override:

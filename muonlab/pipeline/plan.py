@@ -22,6 +22,7 @@ from typing import Literal
 from muonlab.pipeline import doors
 from muonlab.pipeline.answer import Answer, Facts
 from muonlab.pipeline.attempts import CellScratch, Purpose
+from muonlab.pipeline.declare import current_registration
 from muonlab.pipeline.evaluations import read_record
 from muonlab.pipeline.fingerprint import write_fingerprints
 from muonlab.pipeline.gates import gates_of
@@ -38,11 +39,14 @@ from muonlab.pipeline.price import (
     size_text,
     too_small_a_budget,
 )
+from muonlab.pipeline.reach import go_notes, pairs_paid_for
+from muonlab.pipeline.registered import read_registration
 from muonlab.pipeline.resolve import TRAINING_OPTIONS, resolve_settings, study_cells
 from muonlab.pipeline.running import ended_attempts, running
-from muonlab.pipeline.study_run import check_names
+from muonlab.pipeline.study_run import check_names, obstacles
 from muonlab.registry.cell import Cell
 from muonlab.registry.errors import OverBudgetError
+from muonlab.registry.record import RunRecord
 from muonlab.registry.settings import Params
 from muonlab.registry.study import Study
 from muonlab.reporting.wording import count, duration, money
@@ -182,7 +186,8 @@ def make_plan(
 ) -> Plan:
     """Say what running the study, or `only` some cells of it, would do. Trains nothing and writes nothing in it.
 
-    Raises UsageError where the run would be refused, and for results reported by others, of which nothing is trained.
+    What would make the run refuse is a note. Raises UsageError for a declaration that is wrong in itself or differs
+    from the last commit, and for results reported by others, of which nothing is trained.
     """
     params, study = check_names(layout, slug)
     chosen = set(chosen_cells(study, only))
@@ -192,6 +197,7 @@ def make_plan(
     steps = workload.settings.steps
     notes = [] if study.twin_of is None else [f"A rehearsal of {study.twin_of}, about which it decides nothing."]
     notes += [line for gate in gates_of(layout, study) for line in gate.lines()]
+    notes += [f"The run would refuse: {sentence}" for sentence in obstacles(layout, params, study)]
     with _shadow(layout, params, study) as shadow:
         asked = doors.in_place(shadow, study)
         cells = study_cells(shadow, params, study) if asked.data else []
@@ -206,17 +212,30 @@ def make_plan(
     known = {r.cell_digest for r in records if r.is_result} if study.kind == "tuning" else set()
     if only:
         notes.append(f"Of the study's cells, --only chooses {len(chosen)} of {len(study.arms) * len(study.seeds)}.")
-    planned = []
+    planned: list[PlannedCell] = []
+    to_train: list[tuple[str, int]] = []
     for index, (arm, seed, options) in enumerate(declared_grid(study)):
+        state = _state(layout, study, cells[index], asked.cells, known) if cells else "to_train"
+        if state == "to_train":
+            to_train.append((arm, seed))
         if f"{arm}-{seed}" not in chosen:
             continue
-        state = _state(layout, study, cells[index], asked.cells, known) if cells else "to_train"
         expected = pace.seconds(arm, steps) if state == "to_train" else None
         planned.append(PlannedCell(arm=arm, seed=seed, options=options, state=state, expected_seconds=expected))
     spent = math.fsum(r.cost_usd for r in records if r.study == slug or r.cell_digest in digests)
     size = size_of_runs(params, study)
     small = too_small_a_budget(study, records, pace, steps)
+    paid = pairs_paid_for(study, pace, steps, to_train, left_usd=max(0.0, study.budget_usd - spent))
+    notes += go_notes(study, paid, amended=_is_amended(layout, params, study, records))
     return _priced(study, size, planned, pace, notes, small, spent=spent, jobs=jobs, max_cost_usd=max_cost_usd)
+
+
+def _is_amended(layout: Layout, params: Params, study: Study, records: Sequence[RunRecord]) -> bool:
+    """Whether results exist under another declaration than the one there is now."""
+    held = read_registration(layout, study.slug)
+    if held is None or held.registration == current_registration(params, study):
+        return False
+    return any(r.registration == held.registration and r.is_result for r in records)
 
 
 def size_of_runs(params: Params, study: Study) -> RunSize:

@@ -205,9 +205,9 @@ def provenance(root: Path) -> Provenance:
 
 def device_name() -> str:
     """The device that a training here runs on, as its record names it: the GPU, or the processor."""
-    from muonlab.pipeline.fingerprint import accelerator
+    from muonlab.pipeline.fingerprint import training_accelerator
 
-    gpu = accelerator()
+    gpu = training_accelerator()
     return gpu if gpu != "none" else processor()
 
 

@@ -18,7 +18,7 @@ from muonlab.pipeline.grid_check import check_grid
 from muonlab.pipeline.layout import Layout
 from muonlab.registry.cell import Cell, Inputs, OptimizerSpec
 from muonlab.registry.errors import UsageError, explain, unknown_name
-from muonlab.registry.settings import Params, Seed, Workload, WorkloadSettings
+from muonlab.registry.settings import ModelSettings, Params, PretrainedSettings, Seed, Workload, WorkloadSettings
 from muonlab.registry.study import Study
 from muonlab.registry.yamlfile import read_yaml
 
@@ -206,8 +206,9 @@ def resolve_cell(
 ) -> Cell:
     """Resolve one cell to every input of its result.
 
-    Needs the fingerprint and the data to be there (stages `fingerprint` and `prepare_data`); raises UsageError
-    with one sentence when a name is unknown, a value out of range or one of them is missing.
+    Needs the fingerprint and the data to be there (stages `fingerprint` and `prepare_data`), and a model that settings
+    take from a folder or a package; raises UsageError with one sentence when a name is unknown, a value out of range or
+    one of them is missing.
     """
     optimizer = resolve_optimizer(params, workload, arm, overrides=overrides)
     settings = resolve_settings(params, workload, arm)
@@ -225,10 +226,21 @@ def resolve_cell(
                 tokenizer=data["sha256"]["tokenizer"],
                 code=code["code"],
                 environment=code["environment"],
+                model=_model_input(layout, settings.model),
             ),
         )
     except ValidationError as error:
         raise explain(error, f"the cell {workload}/{arm}") from None
+
+
+def _model_input(layout: Layout, model: ModelSettings | PretrainedSettings) -> str:
+    if isinstance(model, ModelSettings):
+        return ""
+    from muonlab.training.model_inputs import model_input
+
+    # In DVC's temporary copy a folder that git does not hold is missing; the trainer finds it in the same place.
+    root = layout.root if (layout.root / model.pretrained).is_dir() else layout.main
+    return model_input(model, root)
 
 
 def grid_points(study: Study) -> list[dict[str, Any]]:

@@ -69,6 +69,23 @@ def refuse_unfit(study: Study, declared: Collection[str], read: Read) -> None:
             )
 
 
+def refuse_unpicked(layout: Layout, study: Study, read: Read) -> None:
+    """Raise UsageError where the selecting study's report here does not say that it picks the study's challengers."""
+    its = state_of(layout, study, read)
+    if its is None or study.challengers == [its.picked]:
+        return
+    where = f"experiments/{study.slug}/study.yaml: study.challengers"
+    declared, select = " and ".join(study.challengers), f"`muon study select {study.slug}`"
+    if its.picked is None:
+        raise UsageError(
+            f"{where}: {declared} cannot be checked to be what {its.study} picks, since "
+            f"reports/{its.study} has no whole result of it; `muon study run {its.study}` first, then {select}."
+        )
+    raise UsageError(
+        f"{where}: {declared} is declared, and the results of {its.study} pick {its.picked}; {select} writes that."
+    )
+
+
 def mean_losses(standing: Standing) -> dict[str, float] | None:
     """Challenger -> mean final loss over the declared seeds, in nats/token; None where the standing selects nothing.
 

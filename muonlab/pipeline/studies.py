@@ -11,13 +11,14 @@ from typing import Any
 from muonlab.pipeline.answer import Answer, Facts
 from muonlab.pipeline.collect import collect
 from muonlab.pipeline.conclude import index_entries, read_evaluations, verdict_sentence
-from muonlab.pipeline.declare import current_registration, declared_params, read_registration
+from muonlab.pipeline.declare import current_registration, declared_params
 from muonlab.pipeline.gates import Archived, Gate, gates_of, read_archive
 from muonlab.pipeline.layout import Layout
 from muonlab.pipeline.price import declared_grid
+from muonlab.pipeline.registered import read_registration
 from muonlab.pipeline.resolve import check_study, grid_points, load_study, resolve_optimizer
 from muonlab.pipeline.study_run import RunOutcome
-from muonlab.pipeline.tuning_checks import check_tuning
+from muonlab.pipeline.tuning_checks import check_tuning, why_untuned
 from muonlab.pipeline.tuning_results import arm_tunings
 from muonlab.registry.errors import CellsFailedError, IntegrityError, MuonlabError, OverBudgetError
 from muonlab.registry.settings import Params
@@ -170,6 +171,8 @@ class StudyCard(Answer):
     """The tuning study that chose the learning rates, or `untuned`."""
     tuned: list[str]
     """How each arm was tuned by it, a sentence an arm; empty where no tuning study is named."""
+    notes: list[str]
+    """Why it cannot start yet."""
     price_usd_per_gpu_hour: float
     budget_usd: float
     on_archive: str | None
@@ -209,6 +212,7 @@ class StudyCard(Answer):
         if self.kind == "comparison":
             yield f"Tuning: {self.tuning if self.tuned else 'none; the learning rates were not tuned for this study.'}"
             yield from (f"  {sentence}" for sentence in self.tuned)
+        yield from (f"It cannot start yet: {note}" for note in self.notes)
         if self.passes:
             yield f"Passes as a whole if all of this holds: {', '.join(self.passes)}."
         yield self._price()
@@ -269,6 +273,7 @@ def show_study(layout: Layout, slug: str) -> StudyCard:
         check_tuning(layout, study)
     held = read_registration(layout, slug)
     points = len(grid_points(study)) if study.kind == "tuning" else 1
+    untuned = None if reported else why_untuned(layout, params, study)
     return StudyCard(
         slug=slug,
         question=study.question,
@@ -285,6 +290,7 @@ def show_study(layout: Layout, slug: str) -> StudyCard:
         grid=dict(study.grid),
         tuning=study.tuning,
         tuned=[] if reported else _tuned(layout, params, study),
+        notes=[] if untuned is None else [untuned],
         price_usd_per_gpu_hour=study.price_usd_per_gpu_hour,
         budget_usd=study.budget_usd,
         on_archive=study.on_archive,

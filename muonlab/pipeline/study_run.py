@@ -12,21 +12,24 @@ is missing.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import NamedTuple
 
 from muonlab.pipeline import doors, parts
 from muonlab.pipeline.attempts import CellScratch, Purpose
 from muonlab.pipeline.collect import collect
 from muonlab.pipeline.conclude import collect_into, is_current, judge_into, read_standing, report_into
-from muonlab.pipeline.declare import declared_params, refuse_uncommitted, register
+from muonlab.pipeline.declare import declared_params, has_results, refuse_uncommitted, register
 from muonlab.pipeline.fingerprint import write_fingerprints
 from muonlab.pipeline.layout import Layout
 from muonlab.pipeline.pool import Job, PoolState, TrainingStoppedError, train_all
 from muonlab.pipeline.price import refuse_small_budget
 from muonlab.pipeline.processes import difference, dirty_text
-from muonlab.pipeline.resolve import check_study, load_params, load_study, study_cells
-from muonlab.pipeline.tuning_checks import check_seeds, check_tuning, refuse_mixed
+from muonlab.pipeline.registered import read_registration
+from muonlab.pipeline.resolve import check_study, load_params, load_study, read_declaration, study_cells
+from muonlab.pipeline.selection import refuse_unpicked
+from muonlab.pipeline.tuning_checks import check_seeds, check_tuning, refuse_mixed, refuse_untuned
 from muonlab.registry.errors import OverBudgetError, UsageError
 from muonlab.registry.settings import Params
 from muonlab.registry.study import Study
@@ -51,13 +54,31 @@ class RunOutcome(NamedTuple):
 
 
 def check(layout: Layout, slug: str) -> tuple[Params, Study]:
-    """Load and check a study that is to be run or registered: `check_names`, and that its budget pays for a pair."""
+    """Load and check a study that is to be run or registered: `check_names`, that its budget pays for a pair, that no
+    seed was seen in tuning, and that it uses what its tuning chose."""
     params, study = check_names(layout, slug)
     refuse_small_budget(layout, params, study)
-    check_seeds(layout, study)
-    if study.kind == "tuning":
-        refuse_mixed(layout, study)
+    for refuse in _refusals(layout, params, study):
+        refuse()
     return params, study
+
+
+def obstacles(layout: Layout, params: Params, study: Study) -> Iterator[str]:
+    """Why a run of a study that `check_names` lets through would be refused, but for its budget and gates."""
+    refusals = _refusals(layout, params, study)
+    held = read_registration(layout, study.slug)
+    if study.selected_from is not None and not has_results(layout, held):
+        refusals.append(partial(refuse_unpicked, layout, study, partial(read_declaration, layout)))
+    for refuse in refusals:
+        try:
+            refuse()
+        except UsageError as error:
+            yield str(error)
+
+
+def _refusals(layout: Layout, params: Params, study: Study) -> list[Callable[[], None]]:
+    refusals = [partial(check_seeds, layout, study), partial(refuse_untuned, layout, params, study)]
+    return [*refusals, partial(refuse_mixed, layout, study)] if study.kind == "tuning" else [*refusals]
 
 
 def say_dirt(layout: Layout, say: Callable[[str], None]) -> None:

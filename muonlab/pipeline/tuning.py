@@ -17,10 +17,11 @@ from typing import Any, Literal
 from muonlab.pipeline.attempts import CellScratch, Purpose
 from muonlab.pipeline.collect import collect
 from muonlab.pipeline.conclude import write_index
-from muonlab.pipeline.declare import current_registration, declared_params, read_registration, register
+from muonlab.pipeline.declare import current_registration, declared_params, register
 from muonlab.pipeline.layout import Layout
 from muonlab.pipeline.pool import Job
 from muonlab.pipeline.price import declared_grid
+from muonlab.pipeline.registered import read_registration
 from muonlab.pipeline.resolve import check_study, load_params, load_study, study_cells
 from muonlab.pipeline.study_run import Watch, check, prepare, say_dirt, train_missing
 from muonlab.pipeline.tuning_checks import refuse_mixed, users_of

@@ -2,7 +2,8 @@
 
 The tuning study that `tuning:` names exists, is one, and ran on the comparison's workload. No seed that a tuning study
 uses is one that a comparison on the same workload can come to: a learning rate that was chosen on a seed has seen its
-noise, and the comparison on that seed would favour the arm that was chosen best.
+noise, and the comparison on that seed would favour the arm that was chosen best. A comparison starts only with the
+options that were chosen for its arms.
 """
 
 from __future__ import annotations
@@ -12,11 +13,14 @@ from typing import Any
 
 from muonlab.pipeline.declare import committed_params
 from muonlab.pipeline.layout import Layout
-from muonlab.pipeline.resolve import declared_slugs, load_study, read_declaration
-from muonlab.pipeline.tuning_results import read_results
+from muonlab.pipeline.resolve import declared_slugs, load_study, read_declaration, resolve_optimizer
+from muonlab.pipeline.tuning_results import arm_tunings, read_results
+from muonlab.registry import ledger
 from muonlab.registry.errors import UsageError, unknown_name
+from muonlab.registry.settings import Params
 from muonlab.registry.study import Study
 from muonlab.registry.yamlfile import read_yaml
+from muonlab.reporting.tuning_standing import spell_options
 from muonlab.reporting.tuning_wording import UNTUNED
 
 ONE_CELL = ("optimizer", "seed", "workload", "study")
@@ -56,6 +60,45 @@ def check_seeds(layout: Layout, study: Study) -> None:
                 if other.provenance == "run" and {one.kind, other.kind} == {"tuning", "comparison"}:
                     tuning, comparison = (one, other) if one.kind == "tuning" else (other, one)
                     _refuse_shared_seeds(tuning, comparison, where=_where(one, "seeds"))
+
+
+def why_untuned(layout: Layout, params: Params, study: Study) -> str | None:
+    """Why a comparison must not start yet: its tuning study lacks results, or an arm runs with other options than it
+    chose. None where neither is so, and once the comparison has results, whose report says it.
+
+    An arm that the tuning study does not try, or of which every best run diverged, has no chosen options to differ
+    from.
+    """
+    if study.kind != "comparison" or study.provenance != "run" or study.tuning == UNTUNED:
+        return None
+    where, again = _where(study, "tuning"), f"`muon study run {study.tuning}`"
+    runs = read_results(layout, load_study(layout, study.tuning))
+    if runs is None or not all(run.has_outcome for run in runs):
+        what = "has no results yet" if runs is None else "lacks some of its results"
+        why = f"{where}: {study.tuning} {what}, so that nothing is chosen for its arms; {again} first."
+    elif differ := list(_other_options(layout, params, study)):
+        why = (
+            f"{where}: {'; '.join(differ)}; {again} writes its choice into params.yaml, which is then committed, or "
+            f"declare `tuning: {UNTUNED}`."
+        )
+    else:
+        return None
+    started = any(r.study == study.slug and r.is_result for r in ledger.read(layout.ledger).records)
+    return None if started else why
+
+
+def _other_options(layout: Layout, params: Params, study: Study) -> Iterator[str]:
+    for arm, its in arm_tunings(layout, params, study)[0].items():
+        if its.chosen and not its.in_use:
+            options = resolve_optimizer(params, study.workload, arm).options
+            here = {option: options.get(option) for option in its.chosen}
+            yield f"{study.tuning} chose {spell_options(its.chosen)} for {arm}, which runs with {spell_options(here)}"
+
+
+def refuse_untuned(layout: Layout, params: Params, study: Study) -> None:
+    """Raise UsageError where a comparison must not start yet (`why_untuned`)."""
+    if (why := why_untuned(layout, params, study)) is not None:
+        raise UsageError(why)
 
 
 def users_of(layout: Layout, tuning: str) -> list[Study]:

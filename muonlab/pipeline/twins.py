@@ -43,6 +43,7 @@ def find_twin(slug: str, declared: Collection[str], read: Read) -> Study | None:
         raise UsageError(f"experiments: {slug!r} stands for two twins, {named}; rename one of them.")
     if found:
         study, name = found[0]
+        _refuse_twin(study, name, declared, read)
         return study.twin(name)
     if not parents:
         return None
@@ -58,7 +59,8 @@ def find_twin(slug: str, declared: Collection[str], read: Read) -> Study | None:
 def refuse_unfit(study: Study, declared: Collection[str], read: Read) -> None:
     """Raise UsageError for what a declaration must not say of twins: `study` is as its own file declares it.
 
-    That it is itself a twin; twins of reported results; a slug that a twin and a declared study share.
+    That it is itself a twin; twins of reported results; a slug that a twin and a declared study share; a twin that
+    would look at real runs, or that is none of its study.
     """
     where = f"experiments/{study.slug}/study.yaml"
     if study.twin_of is not None:
@@ -71,6 +73,7 @@ def refuse_unfit(study: Study, declared: Collection[str], read: Read) -> None:
     for name in study.twins:
         if (slug := f"{study.slug}-{name}") in declared:
             raise _shared(slug, study.slug, name)
+        _refuse_twin(study, name, declared, read)
     for parent in declared:
         name = study.slug.removeprefix(f"{parent}-")
         if name == study.slug:
@@ -81,6 +84,36 @@ def refuse_unfit(study: Study, declared: Collection[str], read: Read) -> None:
             continue  # whoever asks for that study is told
         if name in its.twins:
             raise _shared(study.slug, parent, name)
+
+
+def _refuse_twin(study: Study, name: str, declared: Collection[str], read: Read) -> None:
+    """Raise UsageError for a twin with real runs, more seeds than its study, or a grid that its study does not have."""
+    twin, where = study.twins[name], f"experiments/{study.slug}/study.yaml: study.twins.{name}"
+    if twin.workload == study.workload:
+        raise UsageError(
+            f"{where}.workload: {twin.workload} is the workload of {study.slug} itself, and a rehearsal there would be "
+            "a free look at its runs; name a smaller one."
+        )
+    if twin.seeds > len(study.seeds):
+        raise UsageError(
+            f"{where}.seeds: found {twin.seeds}, and {study.slug} declares {len(study.seeds)}, of which a twin has the "
+            f"first; give at most {len(study.seeds)}."
+        )
+    if twin.grid and study.kind != "tuning":
+        raise UsageError(f"{where}.grid: {study.slug} is a comparison, which tries no grid; remove it.")
+    for option in twin.grid:
+        if option not in study.grid:
+            raise unknown_name(f"{where}.grid", "option", option, study.grid)
+    for slug in declared:
+        try:
+            other = read(slug)
+        except UsageError:
+            continue  # whoever asks for that study is told
+        if (other.provenance, other.workload) == ("run", twin.workload) and other.price_usd_per_gpu_hour > 0:
+            raise UsageError(
+                f"{where}.workload: {slug} pays for its runs on {twin.workload}, and a rehearsal there would be a free "
+                "look at them; name a workload that no study with a price uses."
+            )
 
 
 def _shared(slug: str, parent: str, name: str) -> UsageError:

@@ -1,12 +1,15 @@
 """Train a recorded cell again from its start, or its first steps, and hold it against its record.
 
-    same environment (versions of Python and libraries, processor's architecture, accelerator):  equal, bit for bit
-    another one:  |ours - recorded| <= TOLERANCE * |recorded|  for every training and validation loss
+    a record that says that it repeats bit for bit (`computing.repeats`, and one process), in its own environment
+    (versions of Python and libraries, processor's architecture, accelerator):
+        equal, bit for bit
+    any other, such as of a run on CUDA or by several processes, which agree to rounding:
+        |ours - recorded| <= TOLERANCE * |recorded|  for every training and validation loss
 
-What is compared: every column of curve.csv but `seconds`, at every row up to the last step, and of a whole run its
-status, its final loss and its weights too. Assumes that a row of curve.csv holds its numbers to the last bit (Python
-writes the shortest decimals that read back the same). The training happens in a temporary folder; it is no attempt,
-and nothing is recorded.
+What is compared bit for bit: every column of curve.csv but `seconds`, at every row up to the last step, and of a whole
+run its status, its final loss and its weights too; with the tolerance the losses and the status alone. Assumes that a
+row of curve.csv holds its numbers to the last bit (Python writes the shortest decimals that read back the same). The
+training happens in a temporary folder; it is no attempt, and nothing is recorded.
 """
 
 from __future__ import annotations
@@ -31,7 +34,7 @@ if TYPE_CHECKING:
     from muonlab.training.loop import TrainOutcome
 
 TOLERANCE = 0.01
-"""Relative, between environments: chosen wide, since differences of rounding grow with the steps."""
+"""Relative, where runs agree to rounding: chosen wide, since such differences grow with the steps."""
 LOSSES = ("train_loss", "val_loss")
 NOT_COMPARED = ("seconds",)
 
@@ -51,13 +54,13 @@ class Verification(Answer):
     rows: int
     """Rows of the curve that were compared."""
     weights_compared: bool
-    """Whether the final weights were compared too: only a whole run in the same environment has the same."""
+    """Whether the final weights were compared too: only a whole run that repeats bit for bit has the same."""
     same_environment: bool
     """Whether versions and kind of machine are those of the record."""
     same_code: bool
     """Whether the code that trains is that of the record."""
     tolerance: float | None
-    """Relative, on losses; null in the same environment, where nothing may differ."""
+    """Relative, on losses; null where nothing may differ: in the environment of a record that repeats bit for bit."""
     difference: str | None
     """The first thing that is not as recorded, in words."""
 
@@ -70,7 +73,8 @@ class Verification(Answer):
         """One sentence for a reader."""
         part = "all" if self.steps == self.of_steps else f"the first {self.steps} of {self.of_steps}"
         what = f"{self.run}: {part} steps trained again" + ("" if self.same_code else ", by other code,")
-        how = "bit for bit" if self.tolerance is None else f"within {self.tolerance:.0%} (another environment)"
+        why = "the record promises agreement to rounding only" if self.same_environment else "another environment"
+        how = "bit for bit" if self.tolerance is None else f"within {self.tolerance:.0%} ({why})"
         if self.agrees:
             also = " and the final weights" if self.weights_compared else ""
             yield f"{what} agree with the record {how}: {count(self.rows, 'row')} of the curve{also}."
@@ -115,16 +119,17 @@ def verify(layout: Layout, run: str, *, steps: int | None) -> Verification:
     found, outcome = _train(layout, cell, last if last < record.final_step else None)
     same = record.hashes.environment == cell.inputs.environment
     whole = outcome is not None
+    exact = same and record.repeats == "bit for bit"
     return Verification(
         run=name,
-        agrees=(difference := _difference(expected, found, record, outcome, exact=same)) is None,
+        agrees=(difference := _difference(expected, found, record, outcome, exact=exact)) is None,
         steps=last,
         of_steps=record.final_step,
         rows=len(expected),
-        weights_compared=whole and same and record.hashes.weights is not None,
+        weights_compared=whole and exact and record.hashes.weights is not None,
         same_environment=same,
         same_code=record.hashes.code == cell.inputs.code,
-        tolerance=None if same else TOLERANCE,
+        tolerance=None if exact else TOLERANCE,
         difference=difference,
     )
 
@@ -136,11 +141,14 @@ def _refuse_another_cell(name: str, cell: Cell, record: RunRecord) -> None:
             raise UsageError(
                 f"runs/{name}: the {what} here is not that of the record; prepare the data that it was made with."
             )
-    then = {what: getattr(record.hashes, what) for what in type(cell.inputs).model_fields}
-    if Cell.model_validate({**cell.model_dump(mode="json"), "inputs": then}).digest != record.cell_digest:
+    then = {what: getattr(record.hashes, what) for what in ("data", "tokenizer", "code", "environment")}
+    # A record has no hash of the model it started from: its digest alone tells whether that is the one here.
+    recorded = {**cell.model_dump(mode="json"), "inputs": {**cell.inputs.model_dump(), **then}}
+    if Cell.model_validate(recorded).digest != record.cell_digest:
+        model = ", or the model that it starts from is another," if cell.inputs.model else ""
         raise UsageError(
-            f"runs/{name}: params.yaml now gives {record.arm} other options, or {record.workload} other settings, than "
-            "the record was made with; check out the version that holds them."
+            f"runs/{name}: params.yaml now gives {record.arm} other options, or {record.workload} other settings{model}"
+            " than the record was made with; check out the version that holds them."
         )
 
 
@@ -197,13 +205,13 @@ def _difference(
         columns = sorted(theirs.keys() | ours.keys()) if exact else [c for c in ("step", *LOSSES) if c in theirs]
         for column in columns:
             before, again = theirs.get(column), ours.get(column)
-            if not (_equal(before, again) if exact or column == "step" else _close(before, again)):
+            if not (_equal(before, again) if exact or column == "step" else agree_to_rounding(before, again)):
                 return f"at step {int(theirs['step'])} {column} is {again}, recorded {before}"
     if len(expected) != len(found):
         return f"the curve has {len(found)} rows, recorded {len(expected)}"
     if outcome is not None and outcome.status != record.status:
         return f"it ended as {outcome.status}, recorded {record.status}"
-    if outcome is not None and not (_equal if exact else _close)(record.val_loss, outcome.val_loss):
+    if outcome is not None and not (_equal if exact else agree_to_rounding)(record.val_loss, outcome.val_loss):
         return f"its final loss is {outcome.val_loss}, recorded {record.val_loss}"
     if outcome is not None and exact and outcome.weights_sha256 != record.hashes.weights:
         now, then = outcome.weights_sha256 or "nothing", record.hashes.weights or "nothing"
@@ -217,7 +225,8 @@ def _equal(then: float | None, now: float | None) -> bool:
     return then == now or (math.isnan(then) and math.isnan(now))
 
 
-def _close(then: float | None, now: float | None) -> bool:
+def agree_to_rounding(then: float | None, now: float | None) -> bool:
+    """Whether two losses [nats/token] are within TOLERANCE of the first; what was not measured agrees with its like."""
     if then is None or now is None:
         return then is now
     return _equal(then, now) or abs(now - then) <= TOLERANCE * abs(then)

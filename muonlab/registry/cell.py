@@ -31,6 +31,8 @@ class Inputs(Closed):
     """The trainer, the core of `optim/` and this optimizer's own file, parsed, without comments and docstrings."""
     environment: str
     """Versions of Python and the numerical libraries, and the kind of device."""
+    model: str = ""
+    """What is read of a model that others have made (a package: its version); empty where the settings tell all."""
 
 
 class Cell(Closed):
@@ -46,7 +48,10 @@ class Cell(Closed):
     @cached_property
     def digest(self) -> str:
         """SHA-256 over everything that can change the result of this cell."""
-        return sha256_of(self.model_dump(mode="json", exclude={"workload", "arm"}))
+        content = self.model_dump(mode="json", exclude={"workload", "arm"})
+        if not self.inputs.model:
+            del content["inputs"]["model"]  # so that a cell without it keeps the digest that it has in older records
+        return sha256_of(content)
 
     @property
     def key(self) -> str:

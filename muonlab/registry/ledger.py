@@ -5,7 +5,8 @@ reading verifies every line. The rules of a merge:
 
 - the same attempt, with the same content, is one row; with different content it is a finding;
 - two attempts at one cell with the same outcome are one row (the first);
-- two attempts at one cell with different outcomes are both kept, and the cell is a conflict.
+- two attempts at one cell with different outcomes are both kept, and the cell is a conflict, unless both say of
+  themselves that they repeat to rounding only and their losses agree that far: then the first counts.
 
 A line that git's history of the file holds and the file no longer does is put back, and reported. Nothing is
 remembered between two readings: all lines and all committed versions are looked at each time.

@@ -112,10 +112,21 @@ class RunRecord(Closed):
         return self
 
     @property
+    def repeats(self) -> Literal["bit for bit", "to rounding"] | None:
+        """How far a repetition of the attempt agrees, by its own word; None where it has none.
+
+        Several processes add their gradients in an order of their own, whatever each of them says of itself.
+        """
+        if self.computing is None:
+            return None
+        exact = self.computing.repeats.startswith("bit for bit") and self.device_count == 1
+        return "bit for bit" if exact else "to rounding"
+
+    @property
     def is_result(self) -> bool:
         """Whether the attempt ended with an outcome (a divergence is one) rather than a failure."""
         return self.status in ("completed", "diverged")
 
     def outcome(self) -> tuple[object, ...]:
-        """What a repetition of the same cell must reproduce: everything but time, cost and place."""
+        """What a repetition of the same cell must reproduce, where it agrees bit for bit: all but time, cost, place."""
         return (self.status, self.val_loss, self.final_step, self.hashes.weights)

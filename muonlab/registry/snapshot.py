@@ -114,6 +114,13 @@ class Registration(Closed):
         """The challengers as they were registered."""
         return list(self.declaration.get("study", {}).get("challengers", []))
 
+    @property
+    def arms(self) -> list[str]:
+        """All arms as they were registered, baseline first."""
+        study = self.declaration.get("study", {})
+        others = (arm for role in ("challengers", "control", "reference") for arm in study.get(role, []))
+        return [*([study["baseline"]] if "baseline" in study else []), *others]
+
 
 class Snapshot(Closed):
     """A study's declaration, grid and records, with the findings of the collection."""

@@ -28,10 +28,15 @@ def selection_notes(snapshot: Snapshot) -> list[str]:
     if doubts := selection_doubts(snapshot):
         return doubts
     where = "on new seeds only" if its.same_workload else f"on another workload, {study.workload}, only"
-    checked = "which could not be checked without its whole report" if its.picked is None else _mean(snapshot)
+    challengers = " and ".join(study.challengers)
+    if its.picked is None:
+        return [
+            f"Declared as selected from {its.study}, which could not be checked without its whole report: "
+            f"{challengers}; run here {where}, so that none of the runs of {its.study} counts."
+        ]
     return [
-        f"Selected: {' and '.join(study.challengers)}, out of {its.out_of} arms by the study {its.study} ({checked}); "
-        f"confirmed here {where}, so that none of the runs that picked it counts."
+        f"Selected: {challengers}, out of {its.out_of} arms by the study {its.study} ({_mean(snapshot)}); confirmed "
+        f"here {where}, so that none of the runs that picked it counts."
     ]
 
 

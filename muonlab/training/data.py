@@ -245,7 +245,9 @@ def _make(settings: DataSettings, work: Path, new: Path, root: Path, progress: C
     tokenizer, end, trained_on = _tokenizer(settings, work, root, sided, progress)
     total = source.total
     try:
-        encoder = tokenizing.Encoder(tokenizer, end=end, vocab_size=settings.vocab_size, fast=_may_be_fast(work, tokenizer))
+        encoder = tokenizing.Encoder(
+            tokenizer, end=end, vocab_size=settings.vocab_size, fast=_may_be_fast(work, tokenizer)
+        )
         shards, text = _encode(sided, encoder, work, total, progress)
     except tokenizing.TokenizersDiffer as difference:
         progress(f"encoding all anew with tokenizers: tiktoken encodes {difference} differently")
@@ -259,7 +261,7 @@ def _make(settings: DataSettings, work: Path, new: Path, root: Path, progress: C
         )
     counts = _counts(shards, settings)
     _join(shards, work, new / TOKENS_FILE)
-    (new / TOKENIZER_FILE).write_bytes(tokenizing.content_of(tokenizer))
+    (new / TOKENIZER_FILE).write_bytes(tokenizing.content_of(tokenizer).encode())
     meta = Meta(
         source=settings.source,
         licence=source.licence,

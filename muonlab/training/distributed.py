@@ -16,12 +16,12 @@ import contextlib
 import os
 from collections.abc import Iterator, Sequence
 from datetime import timedelta
-from typing import NamedTuple
-
-import torch
-from torch import distributed as dist
+from typing import TYPE_CHECKING, NamedTuple
 
 from muonlab.registry.errors import UsageError
+
+if TYPE_CHECKING:
+    import torch
 
 TIMEOUT = timedelta(minutes=10)
 """How long a rank waits for the others: longer than rank 0 takes for a checkpoint."""
@@ -52,6 +52,9 @@ class Ranks(NamedTuple):
         """Replace every gradient by its mean over the ranks."""
         if self.size == 1:
             return
+        import torch
+        from torch import distributed as dist
+
         grads = [parameter.grad for parameter in parameters if parameter.grad is not None]
         for dtype in dict.fromkeys(grad.dtype for grad in grads):
             alike = [grad for grad in grads if grad.dtype == dtype]
@@ -66,6 +69,9 @@ class Ranks(NamedTuple):
         """The sums of each value over the ranks: the same on all."""
         if self.size == 1:
             return list(values)
+        import torch
+        from torch import distributed as dist
+
         total = torch.tensor(values, dtype=torch.float64, device=device)
         dist.all_reduce(total)
         return total.tolist()
@@ -73,6 +79,8 @@ class Ranks(NamedTuple):
     def wait(self) -> None:
         """Go on when every rank is here."""
         if self.size > 1:
+            from torch import distributed as dist
+
             dist.barrier()
 
 
@@ -80,7 +88,7 @@ ALONE = Ranks(0, 1)
 
 
 def started_ranks() -> Ranks:
-    """What torchrun says of this process; one rank where it was started without."""
+    """What torchrun says of this process; one rank where it was started without. Imports no torch."""
     if "MASTER_ADDR" not in os.environ or "RANK" not in os.environ:
         return ALONE
     return Ranks(int(os.environ["RANK"]), int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("LOCAL_RANK", 0)))
@@ -89,6 +97,9 @@ def started_ranks() -> Ranks:
 @contextlib.contextmanager
 def joined() -> Iterator[Ranks]:
     """Join the other processes of this run, for as long as the block lasts: over NCCL with CUDA, else gloo."""
+    import torch
+    from torch import distributed as dist
+
     ranks = started_ranks()
     if ranks.size == 1 or dist.is_initialized():
         yield ranks

@@ -19,10 +19,22 @@ def is_package(name: str) -> bool:
 
 
 def gguf_file(where: str, name: str, version: str | None) -> Path:
-    """The one GGUF file of the package `name` (`package:...`).
+    """The one GGUF file of the package `name`; the arguments are those of `installed`.
+
+    Raises UsageError as that does, and where the package holds no such file or several.
+    """
+    package, distribution = name.removeprefix(PREFIX), installed(where, name, version)
+    found = [Path(str(file.locate())) for file in distribution.files or () if file.suffix == ".gguf"]
+    if len(found) != 1 or not found[0].is_file():
+        raise UsageError(f"{where}: {package} holds {len(found)} GGUF files; name a package that holds exactly one.")
+    return found[0]
+
+
+def installed(where: str, name: str, version: str | None) -> importlib.metadata.Distribution:
+    """The installed package `name` (`package:...`).
 
     `where` is the setting that names it; `version` is the one that is wanted, or None. Raises UsageError where the
-    package is not installed, has another version, or holds no such file or several.
+    package is not installed or has another version.
     """
     package = name.removeprefix(PREFIX)
     try:
@@ -37,7 +49,4 @@ def gguf_file(where: str, name: str, version: str | None) -> Path:
             f"{where}: {package} {distribution.version} is installed, and revision asks for {version}; install that "
             "version, or change revision."
         )
-    found = [Path(str(file.locate())) for file in distribution.files or () if file.suffix == ".gguf"]
-    if len(found) != 1 or not found[0].is_file():
-        raise UsageError(f"{where}: {package} holds {len(found)} GGUF files; name a package that holds exactly one.")
-    return found[0]
+    return distribution

@@ -22,13 +22,12 @@ import torch
 from muonlab.registry.errors import UsageError
 from muonlab.registry.settings import PretrainedSettings, WorkloadSettings
 from muonlab.training import hub, packages
+from muonlab.training.model_inputs import CONFIG_FILE, INDEX_FILE, SETTING, WEIGHTS_FILE, config_file
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
-SETTING, REVISION = "model.pretrained", "model.revision"
-CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
-INDEX_FILE = f"{WEIGHTS_FILE}.index.json"
+REVISION = "model.revision"
 
 
 class _Source(NamedTuple):
@@ -152,8 +151,8 @@ def _config(source: _Source, settings: PretrainedSettings, workload: WorkloadSet
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
     name = settings.pretrained
-    if source.gguf is None and not (source.folder / CONFIG_FILE).is_file():
-        raise UsageError(f"{SETTING}: {source.folder} holds no {CONFIG_FILE}; save the model with `save_pretrained`.")
+    if source.gguf is None:
+        config_file(source.folder)
     with _one_sentence(settings, f"its {CONFIG_FILE} is none that transformers knows"), _quiet():
         config: PretrainedConfig = AutoConfig.from_pretrained(
             source.folder,

@@ -126,14 +126,14 @@ def is_fixed(settings: DataSettings, root: Path) -> bool:
     return on_hub and settings.tokenizer_revision is not None
 
 
-def content_of(tokenizer: Tokenizer) -> bytes:
-    """What tokenizer.json holds of it: the same bytes for the same tokenizer."""
-    return tokenizer.to_str(pretty=False).encode()
+def content_of(tokenizer: Tokenizer) -> str:
+    """What tokenizer.json holds of it: the same text for the same tokenizer."""
+    return tokenizer.to_str(pretty=False)
 
 
 def sha256_of(tokenizer: Tokenizer) -> str:
     """SHA-256 of `content_of`."""
-    return hashlib.sha256(content_of(tokenizer)).hexdigest()
+    return hashlib.sha256(content_of(tokenizer).encode()).hexdigest()
 
 
 def size_of(tokenizer: Tokenizer) -> int:

@@ -15,7 +15,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
 
@@ -176,6 +176,80 @@ def test_after_a_kill_a_changed_corpus_is_encoded_anew_from_the_change_on(
     monkeypatch.setattr(data, "SHARD_CHARACTERS", SHARD)
     made(settings(), out, changed)
     made(settings(), tmp_path / "fresh" / "tokens", changed)
+    assert same_files(out, tmp_path / "fresh" / "tokens")
+
+
+def another_tokenizer(folder: Path) -> None:
+    """The same vocabulary size and end token, other merges."""
+    tokenizing.train(islice(wiki.articles(), 2), VOCABULARY).save(str(folder / "tokenizer.json"))
+
+
+def another_end_token(folder: Path) -> None:
+    (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": "!"}))
+
+
+CHANGES = [another_tokenizer, another_end_token]
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_after_a_kill_a_changed_tokenizer_encodes_everything_anew(
+    change: Callable[[Path], None], corpus: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changed, out = tmp_path / "corpus", tmp_path / "out" / "tokens"
+    shutil.copytree(corpus, changed)
+    killed(changed, out, at=2)
+    change(changed / "own")
+    monkeypatch.setattr(data, "SHARD_CHARACTERS", SHARD)
+    _, said = made(settings(), out, changed)
+    assert not any("were encoded before" in line for line in said)
+    made(settings(), tmp_path / "fresh" / "tokens", changed)
+    assert same_files(out, tmp_path / "fresh" / "tokens")
+    assert not same_files(out, whole)
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_result_of_another_tokenizer_is_not_copied(
+    change: Callable[[Path], None], corpus: Path, tmp_path: Path
+) -> None:
+    own = tmp_path / "corpus"
+    shutil.copytree(corpus, own)
+    first, second = tmp_path / "data" / "first", tmp_path / "data" / "second"
+    made(settings(), first, own)
+    change(own / "own")
+    _, said = made(settings(), second, own)
+    assert any(line.startswith("encoding") for line in said)
+    made(settings(), tmp_path / "fresh" / "tokens", own)
+    assert same_files(second, tmp_path / "fresh" / "tokens")
+
+
+@pytest.mark.parametrize("missing", ["text.jsonl", "own"])
+def test_an_error_at_a_restart_keeps_what_is_encoded(
+    missing: str, corpus: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own, out = tmp_path / "corpus", tmp_path / "out" / "tokens"
+    shutil.copytree(corpus, own)
+    killed(own, out, at=3)
+    (own / missing).rename(own / "away")
+    with pytest.raises(UsageError):
+        made(settings(), out, own)
+    (own / "away").rename(own / missing)
+    monkeypatch.setattr(data, "SHARD_CHARACTERS", SHARD)
+    _, said = made(settings(), out, own)
+    assert any("were encoded before" in line for line in said)
+    assert same_files(out, whole)
+
+
+def test_a_tokenizer_of_a_text_that_changed_is_refused_once_and_then_trained_anew(corpus: Path, tmp_path: Path) -> None:
+    changed, out, its = tmp_path / "corpus", tmp_path / "out" / "tokens", settings(tokenizer=None)
+    shutil.copytree(corpus, changed)
+    (changed / "trained_here").touch()
+    killed(changed, out, at=2)
+    with (changed / "text.jsonl").open("a") as file:
+        file.write(json.dumps({"text": "One document more."}) + "\n")
+    with pytest.raises(UsageError, match="changed while they were read; start again"):
+        made(its, out, changed)
+    made(its, out, changed)
+    made(its, tmp_path / "fresh" / "tokens", changed)
     assert same_files(out, tmp_path / "fresh" / "tokens")
 
 

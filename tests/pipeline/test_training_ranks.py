@@ -22,3 +22,8 @@ def test_the_stage_trains_on_two_processes_and_leaves_one_record(repository: Rep
     assert two["computing"]["precision"] == "float32"
     assert sum(two["computing"]["seconds_by_part"].values()) <= two["wall_seconds"] + 0.01
     assert len(list((repository.root / "scratch").glob("*/attempts/*"))) == 1
+    # Trained already, by whatever number of processes: the first alone takes it over.
+    (cell / "train.json").unlink()
+    again = repository.run("bash", "-c", f"cd {cell} && {launcher} toy muon 0")
+    assert (again.stdout + again.stderr).count("already trained as cell") == 1
+    assert json.loads((cell / "train.json").read_text()) == two

@@ -93,6 +93,27 @@ def test_in_another_environment_the_losses_have_a_tolerance(repository: Reposito
     assert verified(repository, "--steps", "2")[0] == 5
 
 
+@pytest.mark.parametrize("change", [{"repeats": "to rounding: CUDA"}, {"device_count": 2}, {"computing": None}])
+def test_a_record_that_promises_agreement_to_rounding_is_held_to_no_more(
+    repository: Repository, change: dict[str, Any]
+) -> None:
+    def claim(record: dict[str, Any]) -> None:
+        if "repeats" in change:
+            record["computing"].update(change)
+        else:
+            record.update(change)
+        record["hashes"]["weights"] = "0" * 64
+        record["val_loss"] *= 1.009
+
+    edit(repository, claim)
+    code, found = verified(repository)
+    assert (code, found["same_environment"], found["tolerance"], found["weights_compared"]) == (0, True, 0.01, False)
+    edit(repository, lambda record: record.update(val_loss=record["val_loss"] * 1.02))
+    done = repository.muon("verify", "exp/current", check=False)
+    assert done.returncode == 5
+    assert "within 1% (the record promises agreement to rounding only): its final loss is" in done.stdout
+
+
 @pytest.mark.parametrize(
     ("run", "steps", "change", "words"),
     [

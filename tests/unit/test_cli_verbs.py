@@ -93,7 +93,7 @@ def test_few_steps_shorten_warmup_and_evaluations_and_enough_leave_them(
 @pytest.mark.parametrize(
     ("line", "words"),
     [
-        ("pretrain --ngpus 8", ["--ngpus: found 8", "one device"]),
+        ("pretrain --ngpus 8", ["--ngpus: found 8", "torchrun --nproc-per-node 8 -m stages.train"]),
         ("pretrain --alpha 0.1", ["muon adds none", "--orthonoise or --isotropic"]),
         ("pretrain --nolah --no-anneal", ["nolah adds none"]),
         ("pretrain --orthonoise --no-adaptive --rank-threshold 0.3", ["keep one"]),

@@ -8,19 +8,23 @@ from typing import Any
 
 import pytest
 import yaml
-from reporting_studies import BASELINE, NOISY, STRONG, made_up, shifted
+from reporting_studies import BASELINE, NOISY, STRONG, made_up, record, shifted
 
-from muonlab.pipeline.archive import archive_arm
+from muonlab.pipeline.archive import _refuse_verdict, archive_arm
+from muonlab.pipeline.declare import register
 from muonlab.pipeline.gates import Archived, gate_states, gates_of, read_archive, refuse_closed
 from muonlab.pipeline.layout import Layout
-from muonlab.pipeline.resolve import load_study
+from muonlab.pipeline.registered import read_registration, write_registration
+from muonlab.pipeline.resolve import load_params, load_study
 from muonlab.pipeline.sharing import SHARED
+from muonlab.registry import ledger
 from muonlab.registry.errors import IntegrityError, UsageError
 from muonlab.registry.study import Study
-from muonlab.reporting.index import summarize
+from muonlab.reporting.index import read_judged, summarize
 from muonlab.reporting.standing import verdict_json
 
 WORSE = shifted([-0.5, -0.52, -0.49, -0.51, -0.5])
+PARAMS = load_params(Path(__file__).parents[2] / "params.yaml")
 FIRST, THEN = "001-made-up", "002-then"
 
 
@@ -214,14 +218,60 @@ def test_an_archived_arm_closes_a_study_that_uses_it_in_any_role_until_it_is_reg
         assert not state.is_open
         assert "archived as NO_GO by 001-made-up" in state.found
     assert gate_states(layout, then(layout, challengers=["x"])) == []
+    archive(layout)
     study = then(layout)
-    (layout.root / "experiments" / THEN / "registration.json").touch()
+    held = register(layout, PARAMS, study)
+    archive(layout, archived("nolah"))
     assert gate_states(layout, study) == []
+    assert register(layout, PARAMS, study) == held
+    edited = held.model_copy(update={"declaration": {**held.declaration, "arms": {}}})
+    write_registration(layout, THEN, edited)
+    assert [state.is_open for state in gate_states(layout, study)] == [False]
+
+
+def test_an_archived_arm_that_is_added_to_a_registered_study_is_asked_about(layout: Layout) -> None:
+    """Before the first result the declaration is replaced, after it the plan is amended; the gate is asked in both."""
+    register(layout, PARAMS, then(layout, challengers=["orthonoise"]))
+    archive(layout, archived("nolah"))
+    more = then(layout, challengers=["orthonoise", "nolah"])
+    with pytest.raises(UsageError, match="asks for nolah not to be archived"):
+        register(layout, PARAMS, more)
+    register(layout, PARAMS, then(layout, challengers=["orthonoise"], question="!"))  # the arms of before are free
+    held = register(layout, PARAMS, then(layout, challengers=["orthonoise"]))
+    layout.ledger.parent.mkdir(exist_ok=True)
+    ledger.append(layout.ledger, [record("muon", 0, 4.0, study=THEN, registration=held.registration)])
+    with pytest.raises(UsageError, match="asks for nolah not to be archived"):
+        register(layout, PARAMS, more)
+    assert read_registration(layout, THEN) == held
+    overridden = register(layout, PARAMS, more, override=True)
+    assert (overridden.registration, len(overridden.overrides)) == (held.registration, 1)
+    assert overridden.is_whole
+    assert register(layout, PARAMS, more) == read_registration(layout, THEN) == overridden
+
+
+def test_a_registration_that_is_replaced_keeps_its_overrides_and_asks_no_gate_twice(layout: Layout) -> None:
+    asks = {"study": FIRST, "verdict": "GO", "arm": "nolah"}
+    first = register(layout, PARAMS, then(layout, asks), override=True)
+    assert len(first.overrides) == 1
+    report(layout, BOTH)  # what is found has changed, and what is asked has not
+    second = register(layout, PARAMS, then(layout, asks, question="!"))
+    assert second.registration != first.registration
+    assert second.overrides == first.overrides
+    other = {"study": FIRST, "verdict": "EQUIVALENT"}
+    with pytest.raises(UsageError) as caught:
+        register(layout, PARAMS, then(layout, asks, other))
+    assert "asks for EQUIVALENT" in str(caught.value)
+    assert "asks for GO" not in str(caught.value)
+    third = register(layout, PARAMS, then(layout, asks, other), override=True)
+    assert third.overrides[0] == first.overrides[0]
+    assert [gate.split(";")[0] for gate in third.overrides[1].gates] == [
+        f"asks for EQUIVALENT on a challenger of {FIRST}"
+    ]
 
 
 def test_a_twin_and_what_others_report_have_no_gate(layout: Layout) -> None:
     archive(layout, archived("nolah"))
-    study = then(layout, {"study": FIRST, "verdict": "GO"}, twins={"tiny": {"workload": "tiny", "seeds": 2}})
+    study = then(layout, {"study": FIRST, "verdict": "GO"}, twins={"tiny": {"workload": "small", "seeds": 2}})
     assert len(gate_states(layout, study)) == 2
     assert gate_states(layout, load_study(layout, f"{THEN}-tiny")) == []
 
@@ -229,7 +279,7 @@ def test_a_twin_and_what_others_report_have_no_gate(layout: Layout) -> None:
 def test_a_closed_gate_refuses_in_one_sentence_or_is_recorded(layout: Layout) -> None:
     study = then(layout, {"study": FIRST, "verdict": "ARCHIVED", "arm": "nolah"})
     with pytest.raises(UsageError) as caught:
-        refuse_closed(layout, study, None, override=False)
+        refuse_closed(study, gate_states(layout, study), None, override=False)
     said = str(caught.value)
     assert said.startswith(
         f"experiments/{THEN}: it asks for nolah to be archived by {FIRST}; found: no report of it yet;"
@@ -237,12 +287,12 @@ def test_a_closed_gate_refuses_in_one_sentence_or_is_recorded(layout: Layout) ->
     assert f"`muon study run {FIRST}`" in said
     assert f"`muon archive nolah --study {FIRST}`" in said
     assert "--override" in said
-    (override,) = refuse_closed(layout, study, "abc", override=True)
+    (override,) = refuse_closed(study, gate_states(layout, study), "abc", override=True)
     assert override.commit == "abc"
     assert override.gates == [gate_states(layout, study)[0].sentence]
     report(layout, BOTH)
     opened = then(layout, {"study": FIRST, "verdict": "NO_GO"})
-    assert refuse_closed(layout, opened, None, override=True) == []
+    assert refuse_closed(opened, gate_states(layout, opened), None, override=True) == []
     assert [line for gate in gates_of(layout, opened) for line in gate.lines()] == [
         f"Gate open: asks for NO_GO on a challenger of {FIRST}; found: nolah NO_GO, strong GO."
     ]
@@ -264,7 +314,7 @@ def test_it_is_shared() -> None:
 
 def test_only_a_challenger_of_a_comparison_that_was_run_and_reported_can_be_archived(layout: Layout) -> None:
     declare(layout, "900-tune", kind="tuning", decision=None, grid={"lr": [0.1]})
-    then(layout, twins={"tiny": {"workload": "tiny", "seeds": 2}})
+    then(layout, twins={"tiny": {"workload": "small", "seeds": 2}})
     for arm, slug, why in (
         ("muon", FIRST, "unknown challenger 'muon'"),
         ("nolah", FIRST, "it has no report"),
@@ -275,3 +325,21 @@ def test_only_a_challenger_of_a_comparison_that_was_run_and_reported_can_be_arch
         with pytest.raises(UsageError, match=why):
             archive_arm(layout, arm, slug)
     assert read_archive(layout) == []
+
+
+def test_a_report_that_was_partial_or_has_become_so_archives_nothing_and_says_why(layout: Layout) -> None:
+    for arms, complete, says in (
+        (BOTH, False, "it has the study complete, and by the evidence there is now it is incomplete"),
+        ({**BOTH, "late": [*BASELINE[:4], None]}, True, "it has the study incomplete, and by the evidence"),
+        ({**BOTH, "late": [*BASELINE[:4], None]}, False, f"experiments/{FIRST}: it is not complete"),
+    ):
+        report(layout, arms)
+        judged = read_judged(layout.reports(FIRST))
+        assert judged is not None
+        with pytest.raises(UsageError) as caught:
+            _refuse_verdict(judged, "nolah", "NO_GO", complete=complete)
+        assert says in str(caught.value)
+    report(layout, BOTH)
+    judged = read_judged(layout.reports(FIRST))
+    assert judged is not None
+    _refuse_verdict(judged, "nolah", "NO_GO", complete=True)

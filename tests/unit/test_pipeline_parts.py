@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import math
+import os
 import shutil
 import threading
 from pathlib import Path
@@ -17,11 +18,12 @@ from hypothesis import strategies as st
 from muonlab.pipeline.attempts import AttemptProgress, CellScratch
 from muonlab.pipeline.conclude import read_evaluations, read_standing
 from muonlab.pipeline.declare import read_registration
-from muonlab.pipeline.fingerprint import code_fingerprint, environment
+from muonlab.pipeline.fingerprint import accelerator, code_fingerprint, environment
 from muonlab.pipeline.layout import Layout
 from muonlab.pipeline.pool import PoolState
-from muonlab.pipeline.processes import provenance
+from muonlab.pipeline.processes import device_name, provenance
 from muonlab.pipeline.progress import PoolWatcher, duration
+from muonlab.registry.canonical import sha256_of
 from muonlab.registry.cell import Cell, Inputs, OptimizerSpec
 from muonlab.registry.errors import MuonlabError, UsageError
 from muonlab.registry.settings import WorkloadSettings
@@ -74,6 +76,52 @@ def test_the_environment_names_what_computes() -> None:
     assert {"torch", "transformers", "numpy", "scipy", "python", "machine", "accelerator"} <= set(environment())
 
 
+@pytest.mark.parametrize(
+    ("torch_version", "visible", "said"),
+    [
+        ("2.13.0", None, "Card A"),
+        ("2.13.0", "0", "Card A"),
+        ("2.13.0+cu130", "1,0", "Card A"),
+        ("2.13.0", "", "none"),
+        ("2.13.0", "-1", "none"),
+        ("2.13.0+cpu", None, "none"),
+    ],
+)
+def test_the_accelerator_is_what_torch_computes_on_and_not_what_is_built_in(
+    torch_version: str, visible: str | None, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text("#!/bin/sh\necho Card A\n")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    install(tmp_path / "site", monkeypatch, "torch", torch_version)
+    if visible is None:
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    else:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert accelerator() == "Card A"
+    assert environment()["accelerator"] == said
+    assert (device_name() == "Card A") == (said == "Card A")
+
+
+def test_kernels_that_compute_mamba_layers_are_of_the_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = environment()
+    assert {"mamba_ssm", "causal_conv1d"} <= set(before)
+    install(tmp_path, monkeypatch, "mamba-ssm", "2.2.4")
+    install(tmp_path, monkeypatch, "causal_conv1d", "1.5.0")
+    assert environment() == {**before, "mamba_ssm": "2.2.4", "causal_conv1d": "1.5.0"}
+
+
+def install(site: Path, monkeypatch: pytest.MonkeyPatch, name: str, version: str) -> None:
+    """Lay the metadata of a package where Python looks first."""
+    folder = site / f"{name.replace('-', '_')}-{version}.dist-info"
+    folder.mkdir(parents=True)
+    (folder / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+    monkeypatch.syspath_prepend(str(site))
+
+
 def cell(**changes: object) -> Cell:
     content: dict[str, object] = {
         "workload": "tiny",
@@ -84,6 +132,12 @@ def cell(**changes: object) -> Cell:
         "inputs": Inputs(data="d", tokenizer="t", code="c", environment="e"),
     }
     return Cell.model_validate({**content, **changes})
+
+
+def test_a_cell_of_a_model_built_here_keeps_the_digest_that_it_had_before_there_were_others() -> None:
+    content = cell().model_dump(mode="json", exclude={"workload", "arm"})
+    del content["inputs"]["model"]
+    assert cell().digest == sha256_of(content)
 
 
 def test_names_do_not_make_another_cell() -> None:
@@ -98,7 +152,7 @@ def test_names_do_not_make_another_cell() -> None:
         {"optimizer": OptimizerSpec(kind="muon", options={"lr": 0.02})},
         {"optimizer": OptimizerSpec(kind="nolah", options={"lr": 0.01})},
         *({"inputs": Inputs(**{"data": "d", "tokenizer": "t", "code": "c", "environment": "e", key: "x"})}
-          for key in ("data", "tokenizer", "code", "environment")),
+          for key in ("data", "tokenizer", "code", "environment", "model")),
     ],
 )  # fmt: skip
 def test_whatever_can_change_the_result_makes_another_cell(changes: dict[str, object]) -> None:

@@ -25,12 +25,14 @@ from muonlab.pipeline.price import (
     too_small_a_budget,
 )
 from muonlab.pipeline.processes import device_name
+from muonlab.pipeline.reach import go_notes, pairs_paid_for
 from muonlab.pipeline.running import ended_attempts
 from muonlab.pipeline.study_run import check
 from muonlab.registry.errors import UsageError
 from muonlab.registry.record import RunRecord
 from muonlab.registry.settings import Workload, WorkloadSettings
 from muonlab.registry.study import Study
+from muonlab.stats.evidence import first_attainable_n
 
 ROWS = [
     {"up_to_steps": 50, "batch_size": 4, "examples": 1000},
@@ -177,6 +179,46 @@ def test_a_study_that_cannot_pay_one_pair_is_refused_before_its_first_run(layout
     path.write_text(path.read_text().replace('"budget_usd": 4.0', '"budget_usd": 4.44'))
     params, declared = check(layout, "001-x")
     refuse_small_budget(layout, params, declared)
+
+
+# Whether a GO can be reached with the budget
+
+
+def test_a_budget_pays_for_the_seeds_whose_arms_it_pays_all_of() -> None:
+    """9.5 s a step over 500 steps: a seed of five arms costs 5 x $3.694 = $18.47."""
+    pace = Pace.of([], "large", workload())
+    all_runs = [(arm, seed) for arm in study().arms for seed in study().seeds]
+    for left, pairs in ((18.4, 0), (18.5, 1), (100, 5), (1000, 12)):
+        assert pairs_paid_for(study(), pace, 500, all_runs, left_usd=left) == pairs
+    later = [(arm, seed) for arm, seed in all_runs if seed > 1]
+    assert pairs_paid_for(study(), pace, 500, later, left_usd=0) == 2
+    assert pairs_paid_for(study(), pace, 500, [("muon", 0), *later], left_usd=22.2) == 3  # 3.69 and 18.47
+    free = study(price_usd_per_gpu_hour=0, budget_usd=0)
+    assert pairs_paid_for(free, pace, 500, all_runs, left_usd=0) is None
+    assert pairs_paid_for(study(), Pace.of([], "large", workload(pace=False)), 500, all_runs, left_usd=9) is None
+
+
+def test_a_go_beyond_the_budget_or_beyond_the_e_value_is_warned_of() -> None:
+    """At g = 2 a GO takes 4 pairs at alpha 0.05 and at 0.05 / 2, 5 at 0.05 / 3 and 6 at 0.05 / 20."""
+    two = study()
+    first = max(4, first_attainable_n(0.05 / 2, 2.0))
+    assert list(go_notes(two, first, amended=False)) == list(go_notes(two, None, amended=False)) == []
+    (said,) = go_notes(two, first - 1, amended=False)
+    assert f"the budget pays for {first - 1} pairs; the earliest possible GO is at {first} pairs: no GO" in said
+    fixed = study(decision={"min_effect": "0.5%", "plan": {"fixed": 5}})
+    (said,) = go_notes(fixed, 4, amended=False)
+    assert "pays for 4 pairs; the earliest possible GO is at 5 pairs" in said
+    many = study(
+        challengers=[f"c{i}" for i in range(20)], control=[], reference=[], decision={"min_effect": "0.5%", "n_max": 5}
+    )
+    late = first_attainable_n(0.05 / 20, 2.0)
+    assert late > 5
+    (said,) = go_notes(many, None, amended=False)
+    assert f"the earliest possible GO is at {late} pairs, and the plan ends at 5: only its last look can" in said
+    (said,) = go_notes(many, None, amended=True)
+    assert "no GO is possible, since the plan is amended" in said
+    assert len(list(go_notes(many, 4, amended=False))) == 2
+    assert list(go_notes(study(twins={"t": {"workload": "tiny"}}).twin("t"), None, amended=False)) == []
 
 
 # Batch and examples by run length

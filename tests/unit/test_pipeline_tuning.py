@@ -15,6 +15,7 @@ import pytest
 import yaml
 from reporting_studies import record
 
+from muonlab.pipeline import study_run
 from muonlab.pipeline.layout import Layout
 from muonlab.pipeline.new_study import new_study
 from muonlab.pipeline.resolve import check_study, declared_slugs, load_params, load_study
@@ -111,7 +112,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
         "can both come to the seed 1001 on tiny",
     ),
     "a rehearsal's": (
-        changed(COMPARISON, twins={"small": {"workload": "large", "tuning": TUNE}}),
+        changed(COMPARISON, twins={"small": {"workload": "large", "seeds": 2, "tuning": TUNE}}),
         "study.twins.small.tuning: 900-tune tunes on the workload tiny",
     ),
     "a tuning study's": (changed(TUNING, tuning="901-tune"), "a tuning study chooses its arms' options itself"),
@@ -139,7 +140,10 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
         changed(TUNING, grid={"lr": [0.01], "nesterov": [True]}),
         "params.yaml sets 'nesterov' in optimizers.muon, where no choice",
     ),
-    "a twin's grid": (changed(TUNING, twins={"small": {"workload": "large", "grid": {"lr": [-1]}}}), "'muon' at lr -1"),
+    "a twin's grid": (
+        changed(TUNING, twins={"small": {"workload": "large", "seeds": 2, "grid": {"lr": [-1]}}}),
+        "'muon' at lr -1",
+    ),
 }
 
 
@@ -260,6 +264,63 @@ def test_what_a_comparison_reads_of_its_tuning(layout: Layout) -> None:
         "nolah": (3, {}, False),
     }
     assert [user.slug for user in users_of(layout, TUNE)] == [STUDY]
+
+
+def test_a_comparison_starts_only_with_what_its_tuning_has_chosen(layout: Layout) -> None:
+    """900-tune chooses 0.02 for muon and 0.01 for nolah; params.yaml has 0.02 for both."""
+    params = load_params(layout.params)
+    (none,) = study_run.obstacles(layout, params, load_study(layout, STUDY))
+    assert none.startswith(f"experiments/{STUDY}/study.yaml: study.tuning: 900-tune has no results yet")
+    assert "`muon study run 900-tune` first" in none
+    with pytest.raises(UsageError, match="has no results yet"):
+        study_run.check(layout, STUDY)
+    assert f"It cannot start yet: {none}" in show_study(layout, STUDY).lines()
+    results = layout.study(TUNE) / "results.csv"
+    results.write_text("".join(rows().splitlines(keepends=True)[:-1]))
+    with pytest.raises(UsageError, match="900-tune lacks some of its results"):
+        study_run.check(layout, STUDY)
+    results.write_text(rows())
+    with pytest.raises(UsageError) as refused:
+        study_run.check(layout, STUDY)
+    assert "900-tune chose lr 0.01 for nolah, which runs with lr 0.02; `muon study run 900-tune`" in str(refused.value)
+    assert "muon" not in str(refused.value).split(";")[0].split("chose")[1]
+    write_choices(layout.params, "tiny", {"nolah": {"lr": 0.01}})
+    study_run.check(layout, STUDY)
+    assert list(study_run.obstacles(layout, load_params(layout.params), load_study(layout, STUDY))) == []
+
+
+def test_untuned_asks_for_nothing_and_a_comparison_with_results_may_end(layout: Layout) -> None:
+    layout.ledger.parent.mkdir(exist_ok=True)
+    ledger.append(layout.ledger, [record("muon", 0, 4.0, study=STUDY)])
+    study_run.check(layout, STUDY)
+    layout.ledger.unlink()
+    declare(layout.root, changed(COMPARISON, tuning="untuned"))
+    study_run.check(layout, STUDY)
+
+
+def test_a_rehearsal_asks_for_its_own_tuning(layout: Layout) -> None:
+    grid = {"lr": [0.01, 0.02]}
+    declare(layout.root, changed(TUNING, slug="901-tune", workload="large", seeds=[1000], grid=grid))
+    twins = {"small": {"workload": "large", "seeds": 2, "tuning": "901-tune"}}
+    declare(layout.root, changed(COMPARISON, tuning="untuned", twins=twins))
+    study_run.check(layout, STUDY)
+    with pytest.raises(UsageError, match=r"study\.twins\.small\.tuning: 901-tune has no results yet"):
+        study_run.check(layout, f"{STUDY}-small")
+
+
+def test_what_would_make_a_run_refuse_is_known_before(layout: Layout) -> None:
+    """What `muon study plan` says in notes: seeds that tuning saw, and changes that the choice would be mixed with."""
+    declare(layout.root, changed(COMPARISON, first_seed=1001, seeds=[1001], tuning="untuned"))
+    commit(layout)
+    params = copy.deepcopy(PARAMS)
+    params["optimizers"]["mine"] = {"kind": "muon"}
+    layout.params.write_text(yaml.safe_dump(params))
+    here = load_params(layout.params)
+    (shared,) = study_run.obstacles(layout, here, load_study(layout, STUDY))
+    assert "can both come to the seed 1001 on tiny" in shared
+    both = list(study_run.obstacles(layout, here, load_study(layout, TUNE)))
+    assert both[0].split(": ")[-1] == shared.split(": ")[-1]
+    assert both[1].startswith("params.yaml: optimizers.mine.kind differs from the last commit")
 
 
 def test_who_has_results_with_other_values_is_told_what_a_new_choice_means(layout: Layout) -> None:

@@ -9,15 +9,18 @@ from typing import Any
 
 import pytest
 import yaml
-from reporting_studies import BASELINE, NOISY, NOLAH, STRONG, TRIVIAL, Outcome, made_up, shifted
+from reporting_studies import BASELINE, NOISY, NOLAH, STRONG, TRIVIAL, Outcome, made_up, record, shifted
 
 from muonlab.pipeline import selection
 from muonlab.pipeline.conclude import index_entries
+from muonlab.pipeline.declare import register
 from muonlab.pipeline.layout import Layout
 from muonlab.pipeline.parts import chosen_cells
 from muonlab.pipeline.resolve import check_study, load_params, load_study
 from muonlab.pipeline.selecting import with_challenger
+from muonlab.pipeline.study_run import obstacles
 from muonlab.pipeline.twins import twin_slug
+from muonlab.registry import ledger
 from muonlab.registry.errors import UsageError
 from muonlab.registry.snapshot import Selection
 from muonlab.registry.study import Study
@@ -109,6 +112,33 @@ def test_a_twin_without_a_parent_and_a_parent_without_the_twin(layout: Layout, s
 def test_a_twin_is_not_declared_in_a_file(layout: Layout) -> None:
     declare(layout, twins={}, twin_of="009-w")
     assert "twin_of is '009-w'; a twin has no file of its own" in refusal(layout, "010-x")
+
+
+@pytest.mark.parametrize(
+    ("twin", "says"),
+    [
+        ({"workload": "big", "seeds": 2}, ".workload: big is the workload of 010-x itself"),
+        ({"workload": "paid", "seeds": 2}, ".workload: 011-y pays for its runs on paid"),
+        ({"workload": "tiny", "seeds": 5}, ".seeds: found 5, and 010-x declares 4"),
+        ({"workload": "tiny", "seeds": 2, "grid": {"lr": [1]}}, ".grid: 010-x is a comparison, which tries no grid"),
+    ],
+)
+def test_a_rehearsal_is_no_look_at_real_runs(layout: Layout, twin: dict[str, Any], says: str) -> None:
+    declare(layout, twins={"small": twin})
+    declare(layout, "011-y", workload="paid", twins={})
+    declare(layout, "012-z", workload="tiny", price_usd_per_gpu_hour=0, twins={})
+    for slug in ("010-x", "010-x-small"):
+        said = refusal(layout, slug)
+        assert said.startswith(f"experiments/010-x/study.yaml: study.twins.small{says}")
+        assert "\n" not in said
+
+
+def test_a_twin_of_a_tuning_study_tries_other_values_of_its_options_only(layout: Layout) -> None:
+    tuning = {"kind": "tuning", "decision": None, "grid": {"lr": [1, 2]}}
+    declare(layout, twins={"small": {"workload": "tiny", "seeds": 2, "grid": {"lr": [3]}}}, **tuning)
+    assert load_study(layout, "010-x-small").grid == {"lr": [3]}
+    declare(layout, "011-y", twins={"small": {"workload": "tiny", "seeds": 2, "grid": {"momentum": [0.9]}}}, **tuning)
+    assert "study.twins.small.grid: unknown option 'momentum'; allowed: lr" in refusal(layout, "011-y")
 
 
 def test_reported_results_are_not_rehearsed(layout: Layout) -> None:
@@ -320,6 +350,37 @@ def test_by_what_a_study_was_selected_is_read_from_the_other_ones_report(
     assert selection.state_of(layout, read("010-x"), read) is None
 
 
+def test_a_study_starts_only_with_the_challenger_that_was_picked(layout: Layout) -> None:
+    """On an override, too; from its first result on it is what it was registered as."""
+    params = load_params(PROJECT / "params.yaml")
+    unpriced = {"workload": "tiny", "twins": {}, "price_usd_per_gpu_hour": 0, "budget_usd": 0}
+    declare(layout, **unpriced)
+    confirm(layout, **unpriced)
+    study = load_study(layout, "011-y")
+
+    def refused() -> str:
+        with pytest.raises(UsageError) as caught:
+            register(layout, params, study, override=True)
+        assert str(caught.value) in obstacles(layout, params, study)
+        return str(caught.value)
+
+    assert "nolah cannot be checked to be what 010-x picks" in refused()
+    layout.reports("010-x").mkdir(parents=True)
+    report = layout.reports("010-x") / "stats.json"
+    report.write_text(made_up({"muon": list(BASELINE), "nolah": NOLAH, "orthonoise": STRONG}).model_dump_json())
+    assert "nolah is declared, and the results of 010-x pick orthonoise; `muon study select 011-y`" in refused()
+    assert not (layout.study("011-y") / "registration.json").exists()
+    other = report.read_text()
+    report.write_text(made_up({"muon": list(BASELINE), "nolah": STRONG, "orthonoise": NOLAH}).model_dump_json())
+    held = register(layout, params, study)
+    assert list(obstacles(layout, params, study)) == []
+    report.write_text(other)  # registered, and not started yet
+    refused()
+    ledger.append(layout.ledger, [record("muon", 20, 4.0, study="011-y", registration=held.registration)])
+    assert register(layout, params, study) == held
+    assert list(obstacles(layout, params, study)) == []
+
+
 def picked(out: str | None, **changes: object) -> Standing:
     standing = made_up({"muon": list(BASELINE), "nolah": NOLAH}, selected_from="010-x")
     means = {"nolah": 4.3, "other": 4.2} if out else {}
@@ -339,7 +400,9 @@ def test_the_report_says_out_of_how_many_and_on_what_it_is_confirmed() -> None:
     (elsewhere,) = selection_notes(picked("nolah", same_workload=False).snapshot)
     assert "confirmed here on another workload, tiny, only" in elsewhere
     (unknown,) = selection_notes(picked(None).snapshot)
-    assert "which could not be checked" in unknown
+    assert unknown.startswith("Declared as selected from 010-x, which could not be checked")
+    assert "out of" not in unknown
+    assert "Selected" not in unknown
     page = build(picked("nolah"), pictures=())
     text = {section.title: repr(section.blocks) for section in page.sections}
     for title in ("What was declared", "Limits of this study"):

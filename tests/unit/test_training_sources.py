@@ -85,19 +85,28 @@ def test_a_text_file_is_one_document(tmp_path: Path) -> None:
 
 
 def test_no_more_than_max_documents_are_read(corpus: Path) -> None:
-    """What lies behind them may be anything; the reader looks ahead by 10 MB, so it lies behind those."""
+    """What lies behind them may be anything."""
     with (corpus / "all.jsonl").open("a") as file:
-        file.write(rows(["long " * 2_200_000]) + "not JSON\n")
-    assert read(of_files("all.jsonl", max_documents=7), corpus) == TEXTS[:7]
-    with pytest.raises(UsageError, match=r"all\.jsonl, line 602: not JSON"):
+        file.write("not JSON\n")
+    assert read(of_files("all.jsonl", max_documents=600), corpus) == TEXTS
+    with pytest.raises(UsageError, match=r"all\.jsonl, line 601: not JSON"):
         read(of_files("all.jsonl"), corpus)
 
 
-def test_a_bad_line_that_the_reader_meets_behind_max_documents_is_named(corpus: Path) -> None:
-    with (corpus / "all.jsonl").open("a") as file:
-        file.write("not JSON\n")
-    with pytest.raises(UsageError, match=r"all\.jsonl, line 601: not JSON"):
-        read(of_files("all.jsonl", max_documents=7), corpus)
+def test_a_bad_file_that_the_reader_meets_behind_max_documents_is_named(tmp_path: Path) -> None:
+    for name, text in (("a.txt", b"good"), ("b.txt", b"caf\xe9")):
+        (tmp_path / name).write_bytes(text)
+    with pytest.raises(UsageError, match=r"b\.txt, line 1: byte 4 of the line \(0xe9\) is not UTF-8"):
+        read(of_files("*.txt", max_documents=1), tmp_path)
+
+
+@pytest.mark.parametrize("name", ["dates.jsonl", "dates.jsonl.gz"])
+def test_text_that_looks_like_another_type_is_taken_as_it_stands(name: str, tmp_path: Path) -> None:
+    """A reader that guesses types makes dates of them, and would give them back in another form."""
+    dates = ["2020-01-05", "2020-01-05 12:00:00", "2020-01-05T12:00:00Z"]
+    content = rows(dates).encode()
+    (tmp_path / name).write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
+    assert read(of_files(name), tmp_path) == dates
 
 
 GOOD = [json.dumps({"text": text}).encode() for text in TEXTS[:20]]
@@ -143,6 +152,7 @@ def test_blank_lines_are_no_documents(tmp_path: Path) -> None:
         ("x.jsonl", '{"text": "x"}\n'.encode("utf-16"), "x.jsonl, line 1: byte 1 of the line (0xff) is not UTF-8"),
         ("x.jsonl.gz", b"no gzip", "not a whole gzip file"),
         ("x.jsonl.gz", gzip.compress(b"".join(GOOD))[:-20], "not a whole gzip file"),
+        ("x.jsonl.gz", gzip.compress(b"".join(GOOD))[:10] + b"\xff" * 40, "not a whole gzip file"),
         ("x.parquet", b"no parquet", "not a Parquet file"),
         ("x.csv", b"text\nx", "of no known format; allowed: .jsonl, .jsonl.gz, .parquet, .txt."),
     ],

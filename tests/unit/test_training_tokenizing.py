@@ -167,6 +167,21 @@ def test_truncation_and_padding_that_were_saved_are_not_applied(trained: str, tm
         assert [len(ids) for ids in encoder.encode(["a", "zq " * 9])] == [2, 28]
 
 
+def test_the_settings_settle_a_tokenizer_that_is_trained_here_or_pinned_on_the_hub_alone(
+    trained: str, tmp_path: Path
+) -> None:
+    save(tmp_path / "own", tokenizer_with(trained), eos_token=END_TOKEN)
+    commit = {"tokenizer_revision": "0" * 40}
+    for its, fixed in (
+        (DataSettings(), True),
+        (named("a/b", **commit), True),
+        (named("a/b"), False),
+        (named("own"), False),
+        (named("package:some", tokenizer_revision="1.0"), False),
+    ):
+        assert tokenizing.is_fixed(its, tmp_path) == fixed, its.tokenizer
+
+
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
