@@ -6,6 +6,8 @@ them), a key that stands twice (YAML would silently keep the last), anything but
 
 from __future__ import annotations
 
+import copy
+import functools
 import re
 from collections.abc import Hashable
 from pathlib import Path
@@ -44,6 +46,12 @@ _StrictLoader.add_implicit_resolver(
 )
 
 
+@functools.lru_cache(maxsize=256)
+def _parse(text: str) -> Any:
+    """The content of a text; one command reads the same declarations again for each study that names them."""
+    return yaml.load(text, Loader=_StrictLoader)  # noqa: S506 - a SafeLoader, made stricter
+
+
 def read_yaml(path: Path, *, where: str | None = None) -> dict[str, Any]:
     """Return the mapping in a YAML file; `where` names the file in errors (its path by default).
 
@@ -60,7 +68,7 @@ def read_yaml(path: Path, *, where: str | None = None) -> dict[str, Any]:
     except UnicodeDecodeError as error:
         raise UsageError(f"{where}: is not UTF-8 text (byte {error.start}).") from error
     try:
-        loaded = yaml.load(text, Loader=_StrictLoader)  # noqa: S506 - a SafeLoader, made stricter
+        loaded = copy.deepcopy(_parse(text))  # whoever gets it may change it
     except yaml.MarkedYAMLError as error:
         line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
         raise UsageError(f"{where}{line}: {error.problem or 'not valid YAML'}.") from error
