@@ -77,8 +77,13 @@ def obstacles(layout: Layout, params: Params, study: Study) -> Iterator[str]:
 
 
 def _refusals(layout: Layout, params: Params, study: Study) -> list[Callable[[], None]]:
-    refusals = [partial(check_seeds, layout, study), partial(refuse_untuned, layout, params, study)]
-    return [*refusals, partial(refuse_mixed, layout, study)] if study.kind == "tuning" else [*refusals]
+    refusals: list[Callable[[], None]] = [
+        partial(check_seeds, layout, study),
+        partial(refuse_untuned, layout, params, study),
+    ]
+    if study.kind == "tuning":
+        refusals.append(partial(refuse_mixed, layout, study))
+    return refusals
 
 
 def say_dirt(layout: Layout, say: Callable[[str], None]) -> None:
@@ -231,4 +236,4 @@ def report_without_dvc(layout: Layout, slug: str) -> Standing:
 
 
 def _is_news(line: str) -> bool:
-    return line.startswith(("muonlab: ", "evaluated ", "reading ", "training a ", "encoding "))
+    return line.startswith(("muonlab: ", "evaluated ", "loading ", "reading ", "training a ", "encoding "))
