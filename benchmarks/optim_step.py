@@ -417,7 +417,7 @@ def _ten_steps(kind: str, *, diagnose_every: int) -> Callable[[], None]:
 
     def ten_steps() -> None:
         for _ in range(10):
-            loss = models.token_losses(model, tokens).mean()
+            loss = models.mean_loss(model, tokens)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()

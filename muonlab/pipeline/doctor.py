@@ -312,7 +312,7 @@ def seconds_per_step(params: Params, workload: str, arm: str) -> float:
     for _ in range(1 + TIMED_STEPS):
         began = time.perf_counter()
         optimizer.zero_grad(set_to_none=True)
-        models.token_losses(model, tokens).mean().backward()  # type: ignore[no-untyped-call]
+        models.mean_loss(model, tokens).backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         times.append(time.perf_counter() - began)
     return statistics.median(times[1:])

@@ -98,6 +98,11 @@ class Scorer:
         with self.placement.computing():
             return models.token_losses(self.model, tokens.to(self.placement.device))
 
+    def mean_loss(self, tokens: torch.Tensor) -> torch.Tensor:
+        """`models.mean_loss` likewise."""
+        with self.placement.computing():
+            return models.mean_loss(self.model, tokens.to(self.placement.device))
+
     @torch.inference_mode()
     def validation_loss(self, blocks: npt.NDArray[np.int64] | None = None) -> float:
         """Mean loss [nats/token] over the given validation blocks [B], or over all of them; each rank takes some."""

@@ -336,7 +336,7 @@ class Run:
         total = 0.0
         for part in torch.split(tokens, self.micro_batch):
             with self.clock.part("forward"):
-                loss = self.scorer.token_losses(part).mean() * (len(part) / len(tokens))
+                loss = self.scorer.mean_loss(part) * (len(part) / len(tokens))
                 total += loss.item()
             # Where it is not finite the step ends before the gradient is looked at, on all ranks alike.
             with self.clock.part("backward"):

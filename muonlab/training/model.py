@@ -28,6 +28,7 @@ from transformers.utils import logging as transformers_logging
 from muonlab.registry.errors import IntegrityError
 from muonlab.registry.settings import MAMBA_EXPAND, DataSettings, ModelSettings, WorkloadSettings
 from muonlab.training import mamba, pretrained
+from muonlab.training.fused_loss import HeadLoss
 
 Model = PreTrainedModel
 
@@ -106,18 +107,36 @@ def token_losses(model: Model, tokens: torch.Tensor) -> torch.Tensor:
     return losses.view(targets.shape)
 
 
-def _logits(model: Model, ids: torch.Tensor) -> torch.Tensor:
-    """The model's logits [B, S, vocabulary].
+def mean_loss(model: Model, tokens: torch.Tensor) -> torch.Tensor:
+    """The mean of `token_losses` [nats/token], to rounding, for a step: it may have no second derivative."""
+    if not isinstance(model, GraniteMoeHybridForCausalLM) or not _is_for_tiles(model.lm_head.weight):
+        return token_losses(model, tokens).mean()
+    hidden, targets = _before_the_head(model, tokens[:, :-1]), tokens[:, 1:]
+    loss: torch.Tensor = HeadLoss.apply(hidden.flatten(0, 1), model.lm_head.weight, targets.flatten())  # type: ignore[no-untyped-call]
+    return loss
 
-    Granite's are divided by a constant. Here it divides what they are computed from: the logits are the largest
-    tensor of a step, and to divide them, forward and backward, was a twentieth of a step of the tiny model.
-    """
+
+def _is_for_tiles(weight: torch.Tensor) -> bool:
+    return weight.device.type == "cpu" and weight.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
+
+
+def _logits(model: Model, ids: torch.Tensor) -> torch.Tensor:
+    """The model's logits [B, S, vocabulary]."""
     if not isinstance(model, GraniteMoeHybridForCausalLM):
         logits: torch.Tensor = model(input_ids=ids, use_cache=False).logits
         return logits
-    hidden = model.model(input_ids=ids, use_cache=False).last_hidden_state
-    scaling = model.config.logits_scaling
-    return functional.linear(hidden if scaling == 1 else hidden / scaling, model.lm_head.weight)
+    return functional.linear(_before_the_head(model, ids), model.lm_head.weight)
+
+
+def _before_the_head(model: GraniteMoeHybridForCausalLM, ids: torch.Tensor) -> torch.Tensor:
+    """What Granite's logits are linear in [B, S, hidden].
+
+    They are divided by a constant. Here it divides what they are computed from: the logits are the largest
+    tensor of a step, and to divide them, forward and backward, was a twentieth of a step of the tiny model.
+    """
+    hidden, scaling = model.model(input_ids=ids, use_cache=False).last_hidden_state, model.config.logits_scaling
+    scaled: torch.Tensor = hidden if scaling == 1 else hidden / scaling
+    return scaled
 
 
 def weights_of(model: Model) -> dict[str, torch.Tensor]:

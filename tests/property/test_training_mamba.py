@@ -116,6 +116,24 @@ def test_the_convolution_is_that_of_transformers(bias: bool, activation: str | N
         assert error(mine, their.double()) < 1e-6
 
 
+@pytest.mark.parametrize("length", [1, 2, 9])
+def test_the_convolutions_gradient_is_its_derivative(length: int) -> None:
+    """In float64, against finite differences; shorter than the kernel of width 4, too."""
+    draw = torch.Generator().manual_seed(0)
+    shapes = ((2, length, 3), (3, 4), (3,))
+    values = [torch.randn(shape, generator=draw, dtype=torch.float64).requires_grad_() for shape in shapes]
+    assert torch.autograd.gradcheck(mamba.Convolution.apply, values)
+
+
+@pytest.mark.parametrize("length", [5, 16, 37])
+def test_the_scans_gradient_is_its_derivative(length: int) -> None:
+    """In float64, against finite differences: in one chunk of 16 with and without padding, and over three."""
+    values = inputs(batch=2, length=length, groups=2, rank=2, size=2, state=3, seed=0)
+    values["dt"] = functional.softplus(values["dt"] + values.pop("dt_bias"))
+    leaves = [values[name].double().requires_grad_() for name in ("hidden_states", "dt", "A", "B", "C", "D")]
+    assert torch.autograd.gradcheck(mamba.Scan.apply, leaves, fast_mode=True)
+
+
 def test_the_gradient_of_the_gradient_is_there() -> None:
     """The Hessian's eigenvalues are measured through it; against finite differences, in float32."""
     values = inputs(batch=1, length=20, groups=1, rank=2, size=2, state=3, seed=5)

@@ -66,6 +66,27 @@ def test_any_text_has_the_same_ids(trained: str, cutter: str, documents: list[st
     assert same(fast, reference, documents)
 
 
+@settings(max_examples=40, deadline=None)
+@given(pieces=st.lists(st.lists(st.sampled_from([END_TOKEN, END_TOKEN[:5], END_TOKEN[5:], " ", "a", "<", ">"]))))
+def test_parts_of_the_end_token_end_no_document(trained: str, pieces: list[list[str]]) -> None:
+    """Documents are joined by it before they are encoded."""
+    documents = ["".join(piece) for piece in pieces]
+    fast, reference = both(Tokenizer.from_str(trained))
+    assert fast.name == "tiktoken"
+    assert same(fast, reference, documents * 4 * tokenizing.THREADS)
+
+
+@pytest.mark.parametrize("end", ["<e>", "aba"])
+def test_an_end_token_that_overlaps_itself_joins_nothing(trained: str, end: str) -> None:
+    """`ab` and `aba` in a row hold an `aba` that nobody put there."""
+    tokenizer = Tokenizer.from_str(trained)
+    tokenizer.add_special_tokens([AddedToken(end, special=True)])
+    number = tokenizer.token_to_id(end)
+    fast, reference = (Encoder(tokenizer, end=number, vocab_size=VOCABULARY + 1, fast=fast) for fast in (True, False))
+    assert fast.name == "tiktoken"
+    assert same(fast, reference, ["ab", "<", "a ab", "", "e>"] * 4 * tokenizing.THREADS)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("cutter", CUTTERS)
 def test_every_character_is_cut_alike(trained: str, cutter: str) -> None:
