@@ -31,6 +31,7 @@ import copy
 import functools
 import hashlib
 import json
+import math
 import os
 import random
 import shutil
@@ -85,7 +86,7 @@ def main() -> int:
         storm = Storm(hit, rng, options)
         began = time.monotonic()
         with storm.log.open("ab") as log:
-            storm.strike(plan_of(rng, options), log)
+            storm.strike(plan_of(rng, options), log, until=began + 60 * options.minutes)
         last = hit.muon("study", "run", "-j", "2", check=False)
         hit_seconds = time.monotonic() - began
         print(f"disturbed: exit {last.returncode} after {hit_seconds:.0f} s, {storm.starts} starts")
@@ -113,6 +114,9 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=1000, help="of a cell; 75 take about a second on one core")
     parser.add_argument("--wait", type=float, default=3.0, help="mean seconds that a kill not aimed waits, exponential")
     parser.add_argument("--aimed", type=float, default=0.7, help="share of the kills that hit a cell at its steps")
+    parser.add_argument(
+        "--minutes", type=float, default=math.inf, help="no kill later than so long after the first start"
+    )
     parser.add_argument("--tracking", action="store_true", help="with MLflow, whose store is then checked too")
     parser.add_argument("--keep", action="store_true", help="leave the two clones where they are")
     return parser.parse_args()
@@ -188,14 +192,14 @@ class Storm:
         self.starts = 0
         self.looks = 0
 
-    def strike(self, moments: list[Moment], log: Any) -> None:
-        """Kill once at each moment; each time, what had ended by then is started again."""
+    def strike(self, moments: list[Moment], log: Any, *, until: float) -> None:
+        """Kill once at each moment that comes before `until`; each time, what had ended by then is started again."""
         print("kill  at [s]  victim  door            what the study was doing")
         began = time.monotonic()
         driver: subprocess.Popen[bytes] | None = None
         door = ""
         left = list(moments)
-        while left:
+        while left and time.monotonic() < until:
             moment = left[0]
             wait_s = self.rng.expovariate(1 / self.wait_s)
             kind = self.rng.choice(("driver", "worker", "dvc"))
