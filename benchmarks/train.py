@@ -2,6 +2,7 @@
 
     step       `tiny`'s model, batch and optimizer (Muon), forward to update    peer: transformers, chunk 256
     gradient   |g - g_stock| / |g_stock| over all parameters together           the price of the faster step
+    logging    what a run writes of itself in scratch/, of its seconds at steps: under 1%
     overhead   a step of `muonlab.training.loop` between two points             peer: the five lines that a step is
 
 The stock side has the configuration that transformers gives a model that says nothing of chunks, on the same weights;
@@ -22,6 +23,7 @@ from torch import nn
 import optim
 from benchmarks.harness import Comparison, Row, per_call, run
 from benchmarks.optim_step import tiny_settings
+from muonlab.pipeline.attempts import AttemptClock
 from muonlab.registry.cell import Cell, Inputs, OptimizerSpec
 from muonlab.registry.settings import WorkloadSettings
 from muonlab.training import mamba
@@ -29,7 +31,7 @@ from muonlab.training import model as models
 from muonlab.training.data import TokenData, prepare
 from muonlab.training.device import place
 from muonlab.training.distributed import ALONE
-from muonlab.training.loop import NOTHING_DUE, Run
+from muonlab.training.loop import NOTHING_DUE, Run, train
 
 STOCK_CHUNK = 256
 OPTIONS = {"lr": 0.01, "lr_adjust": "match_rms_adamw", "orthogonalizer": "gram_eigh", "diagnose_every": 0}
@@ -111,19 +113,24 @@ def steps() -> Iterator[Row]:
         )
 
 
+def cell_of(workload: WorkloadSettings) -> Cell:
+    """A cell of Muon on the workload."""
+    return Cell(
+        workload="tiny",
+        arm="muon",
+        seed=0,
+        settings=workload,
+        optimizer=OptimizerSpec(kind="muon", options=optim.parse_options("muon", OPTIONS).model_dump(mode="json")),
+        inputs=Inputs(data="", tokenizer="", code="", environment=""),
+    )
+
+
 def overhead() -> Iterator[Row]:
     """What the loop adds to a step between two points of the curve."""
     workload = tiny_settings()
     with tempfile.TemporaryDirectory() as scratch:
         prepare(workload.data, Path(scratch) / "data", progress=lambda _: None)
-        cell = Cell(
-            workload="tiny",
-            arm="muon",
-            seed=0,
-            settings=workload,
-            optimizer=OptimizerSpec(kind="muon", options=optim.parse_options("muon", OPTIONS).model_dump(mode="json")),
-            inputs=Inputs(data="", tokenizer="", code="", environment=""),
-        )
+        cell = cell_of(workload)
         data = TokenData.open(Path(scratch) / "data")
         started = Run(cell, data, Path(scratch), place(workload), ALONE, lambda _: None, lambda _: None)
         row = run(
@@ -139,4 +146,37 @@ def overhead() -> Iterator[Row]:
         yield replace(row, note=f"{per_call(row)}; 0.952 is an overhead of 5%.")
 
 
-SECTIONS = {"step": steps, "overhead": overhead}
+LOGGED_STEPS = 120
+
+
+def logging() -> Iterator[Row]:
+    """The share of `tiny`'s steps that an attempt spends on its files in scratch/; the most of three runs."""
+    workload = tiny_settings().model_copy(update={"steps": LOGGED_STEPS, "warmup_steps": 10})
+    shares = []
+    with tempfile.TemporaryDirectory() as scratch:
+        prepare(workload.data, Path(scratch) / "data", progress=lambda _: None)
+        cell = cell_of(workload)
+        for number in range(3):
+            folder = Path(scratch) / str(number)
+            folder.mkdir()
+            clock = AttemptClock(folder, cell, lambda _: None, print)
+            with clock.alive():
+                run_of = train(cell, Path(scratch) / "data", folder, on_point=clock.point, on_progress=clock.progress)
+            parts = run_of.seconds_by_part
+            shares.append(100 * parts["logging"] / sum(parts[part] for part in STEP_PARTS))
+    yield Row(
+        "logging, of a step",
+        "the step",
+        value=max(shares),
+        low=min(shares),
+        high=max(shares),
+        unit="%",
+        goal=1.0,
+        at_least=False,
+        note="Wall seconds of three runs; MLflow is written by another process.",
+    )
+
+
+STEP_PARTS = ("data", "forward", "backward", "optimizer")
+
+SECTIONS = {"step": steps, "logging": logging, "overhead": overhead}

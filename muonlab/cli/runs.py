@@ -28,7 +28,7 @@ def status(gpu: bool, as_json: bool) -> None:
 @click.option("-n", "--tail", type=click.IntRange(0), help="Only the last rows of the curve.  [default: all]")
 @click.option("-f", "--follow", is_flag=True, help="Go on with new rows until the run ends; Ctrl-C leaves it running.")
 def logs(cell: str | None, tail: int | None, follow: bool) -> None:
-    """Print the curve of a run, finished or training, and how it ended.
+    """Print the curve of a run, finished or training, where its time went, and how it ended.
 
     CELL is `<arm>-<seed>` or `<study>/<arm>-<seed>` (an exploration's study is `exp`); by default, the newest run on
     this machine. Losses in nats/token.

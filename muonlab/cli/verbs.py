@@ -58,7 +58,8 @@ def nolah(gate: str | None, scale: float | None, **cell: Any) -> None:
 @click.option("--no-anneal", is_flag=True, help="Noise of one size throughout (schedule: constant).")
 @click.option("--no-adaptive", is_flag=True, help="Noise at every step, whatever the rank (trigger: always).")
 @click.option("--rank-threshold", type=float, help="Share of full rank below which noise is added.")
-@click.option("--ngpus", default=1, show_default=True, type=click.IntRange(1), help="GPUs of the run; here only 1.")
+@click.option("--ngpus", default=1, show_default=True, type=click.IntRange(1), help="Processes of the run, a GPU each.")
+@click.option("--gloo", is_flag=True, help="Start them on the processor, to try --ngpus without GPUs.")
 @cell_options
 def pretrain(
     arm: str | None,
@@ -67,18 +68,18 @@ def pretrain(
     no_adaptive: bool,
     rank_threshold: float | None,
     ngpus: int,
+    gloo: bool,
     **cell: Any,
 ) -> None:
     """Train one run from scratch: Muon, or the optimizer that is named.
 
     Prints the `dvc exp run` line that this stands for, then runs it; exits as dvc does. --alpha, --no-anneal,
-    --no-adaptive and --rank-threshold belong to --orthonoise and --isotropic.
+    --no-adaptive and --rank-threshold belong to --orthonoise and --isotropic. With --ngpus each process takes its part
+    of every batch, and the run costs the time of all GPUs.
     """
-    if ngpus > 1:
+    if gloo and ngpus == 1:
         raise UsageError(
-            f"--ngpus: found {ngpus}; a run trains on several GPUs, but no command starts its processes yet: leave it "
-            f"out, or type, in the folder runs/exp/current, `torchrun --nproc-per-node {ngpus} -m stages.train "
-            "WORKLOAD OPTIMIZER SEED`."
+            "pretrain: --gloo says where the processes of --ngpus compute; give --ngpus 2 or more with it."
         )
     noise = {
         "alpha": alpha,
@@ -95,7 +96,7 @@ def pretrain(
         raise UsageError(
             "pretrain: --rank-threshold says when noise is added, and --no-adaptive says always; keep one."
         )
-    _run(arm or "muon", noise, **cell)
+    _run(arm or "muon", noise, ranks=ngpus, on_processor=gloo, **cell)
 
 
 def _run(
@@ -106,13 +107,24 @@ def _run(
     seed: int,
     workload: str | None,
     dry_run: bool,
+    ranks: int = 1,
+    on_processor: bool = False,
 ) -> None:
     from muonlab.pipeline.layout import Layout
-    from muonlab.pipeline.verbs import exp_run, leftovers, overrides, run_dvc, size_by_run_length, spoken
+    from muonlab.pipeline.verbs import (
+        exp_run,
+        for_ranks,
+        leftovers,
+        overrides,
+        run_dvc,
+        size_by_run_length,
+        spoken,
+    )
 
     layout = Layout.find()
     given = {key: value for key, value in options.items() if value is not None}
     wanted = overrides(layout, arm, given, steps=steps, seed=seed, workload=workload)
+    environment = for_ranks(layout, wanted, ranks, on_processor=on_processor)
     arguments = exp_run(layout, wanted)
     if left := leftovers(layout, wanted):
         click.echo(
@@ -122,9 +134,9 @@ def _run(
         )
     if (size := size_by_run_length(layout, wanted)) is not None:
         click.echo(f"muon: {size}.", err=True)
-    click.echo(spoken(arguments))
+    click.echo(spoken(arguments, environment))
     if not dry_run:
         click.echo(
             "muon: dvc leaves these values in params.yaml; `git checkout HEAD params.yaml` takes them back.", err=True
         )
-        run_dvc(layout, arguments)
+        run_dvc(layout, arguments, environment)

@@ -4,6 +4,7 @@
                      work/                    checkpoints, from which the next attempt goes on
                      attempts/<n>/start.json  who runs what, since when
                                   progress.json, curve.jsonl   rewritten / appended while it runs
+                                  alive.json   its seconds so far, rewritten every second, whatever it is at
                                   record.json  how it ended: the ledger's row
                      bundle/                  train.json, curve.csv, model.safetensors, .done and manifest.json
 
@@ -19,6 +20,7 @@ import math
 import os
 import secrets
 import shutil
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -40,6 +42,8 @@ from muonlab.registry.record import CurvePoint, Hashes, RunRecord, Status
 WEIGHTS = "model.safetensors"
 BUNDLE_FILES = ("train.json", "curve.csv", WEIGHTS, ".done")
 """What a cell leaves: its record, its curve, its final weights, and a constant file that orders DVC's stages."""
+
+ALIVE_EVERY_S = 1.0
 
 SWEEP_S = 1.0
 """How long a trainer waits for a lock that is held: a sweep is over by then, another trainer is not."""
@@ -127,7 +131,7 @@ class CellScratch:
                         folder,
                         start["record"],
                         Purpose(**start["purpose"]),
-                        read_progress(folder) or AttemptProgress(0, 0, None, 0.0, 0, 0),
+                        (read_progress(folder) or NOT_BEGUN)._replace(seconds=seconds_so_far(folder)),
                         status="abandoned",
                         error="the process ended without a word (killed, or the machine stopped)",
                     ),
@@ -237,9 +241,10 @@ def train_cell(
                 }
             ),
         )
-        clock = _Clock(folder, cell, on_progress, warn)
+        clock = AttemptClock(folder, cell, on_progress, warn)
         try:
-            outcome = train(cell, data_dir, scratch.work, on_point=clock.point, on_progress=clock.progress)
+            with clock.alive():
+                outcome = train(cell, data_dir, scratch.work, on_point=clock.point, on_progress=clock.progress)
         except BaseException as error:
             interrupted = isinstance(error, KeyboardInterrupt | SystemExit)
             status: Status = "abandoned" if interrupted else "failed"
@@ -315,7 +320,7 @@ def train_cell(
         return record
 
 
-class _Clock:
+class AttemptClock:
     """Keeps an attempt's progress and curve on disk while it runs, for watchers and for the record of a killed one."""
 
     def __init__(
@@ -332,6 +337,30 @@ class _Clock:
 
     def seconds(self) -> float:
         return time.monotonic() - self.started
+
+    @contextmanager
+    def alive(self) -> Iterator[None]:
+        """Write every `ALIVE_EVERY_S` that the attempt lives: one that is killed is charged up to then.
+
+        In a thread, since steps tell nothing of the minutes in which a model is loaded or a split evaluated.
+        """
+        ended = threading.Event()
+
+        def beat() -> None:
+            while True:
+                with contextlib.suppress(OSError):  # a full disk is told of where it matters
+                    text = json.dumps({"seconds": self.seconds()})
+                    write_atomically(self.folder / "alive.json", text, durable=False)
+                if ended.wait(ALIVE_EVERY_S):
+                    return
+
+        thread = threading.Thread(target=beat, daemon=True, name="alive")
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            thread.join()
 
     def state(self) -> AttemptProgress:
         return AttemptProgress(
@@ -367,6 +396,17 @@ class AttemptProgress(NamedTuple):
     seconds: float
     tokens: int
     resumed_from_step: int
+
+
+NOT_BEGUN = AttemptProgress(step=0, steps=0, loss=None, seconds=0.0, tokens=0, resumed_from_step=0)
+"""Of an attempt that has not told of a step yet."""
+
+
+def seconds_so_far(folder: Path) -> float:
+    """Wall seconds of an attempt until the last sign of life in its folder."""
+    path = folder / "alive.json"
+    beat = float(_read(path)["seconds"]) if path.exists() else 0.0
+    return max(beat, (read_progress(folder) or NOT_BEGUN).seconds)
 
 
 def read_progress(folder: Path) -> AttemptProgress | None:

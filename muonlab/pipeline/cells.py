@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from dataclasses import replace
@@ -11,6 +12,7 @@ from muonlab.pipeline.attempts import CellScratch, Purpose, read_progress, train
 from muonlab.pipeline.declare import purpose_of
 from muonlab.pipeline.evaluations import evaluate_now
 from muonlab.pipeline.layout import Layout
+from muonlab.pipeline.ranks import check_ranks, train_on, wanted_ranks
 from muonlab.pipeline.resolve import load_params, resolve_cell
 from muonlab.registry.cell import Cell
 from muonlab.registry.record import RunRecord
@@ -25,7 +27,7 @@ def adopt_or_train(layout: Layout, workload: str, arm: str, seed: int, *, into: 
     """Put the results of a cell into the folder `into`: adopted when a verified bundle waits, else trained now.
 
     Under torchrun every process calls this; the first does it, and the others, which get None, compute with it where
-    there is something to compute.
+    there is something to compute. Where the environment asks for ranks, they are started; who starts them gets None.
     Adopting imports no torch. Raises UsageError for a wrong cell, CellsFailedError when training fails.
     """
     params = load_params(layout.params)
@@ -38,6 +40,10 @@ def adopt_or_train(layout: Layout, workload: str, arm: str, seed: int, *, into: 
             return None
         print(f"{cell.key}: already trained as cell {cell.digest[:12]}; taking it over.")
     else:
+        if ranks.size == 1 and (wanted := wanted_ranks()) > 1:
+            check_ranks(wanted, cell.settings, os.environ)
+            train_on(wanted)
+            return None
         if not ranks.writes:
             follow(layout, cell)
             return None

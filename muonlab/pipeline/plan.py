@@ -207,7 +207,8 @@ def make_plan(
             "some of these cells need no training."
         )
     digests = {cell.digest for cell in cells}
-    if now := sum(cell.digest in digests for cell in running(layout, gpu=False).cells):
+    training = [cell for cell in running(layout, gpu=False).cells if cell.study == slug or cell.digest in digests]
+    if now := sum(cell.digest in digests for cell in training):
         notes.append(f"Of the cells to train, {now} {'is' if now == 1 else 'are'} being trained now: `muon status`.")
     known = {r.cell_digest for r in records if r.is_result} if study.kind == "tuning" else set()
     if only:
@@ -222,7 +223,8 @@ def make_plan(
             continue
         expected = pace.seconds(arm, steps) if state == "to_train" else None
         planned.append(PlannedCell(arm=arm, seed=seed, options=options, state=state, expected_seconds=expected))
-    spent = math.fsum(r.cost_usd for r in records if r.study == slug or r.cell_digest in digests)
+    ended = [r.cost_usd for r in records if r.study == slug or r.cell_digest in digests]
+    spent = math.fsum([*ended, *(cell.cost_usd for cell in training)])
     size = size_of_runs(params, study)
     small = too_small_a_budget(study, records, pace, steps)
     paid = pairs_paid_for(study, pace, steps, to_train, left_usd=max(0.0, study.budget_usd - spent))

@@ -17,9 +17,10 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import cycle, islice
+from pathlib import Path
 from typing import IO
 
-from muonlab.pipeline.attempts import AttemptProgress, CellScratch, Purpose, read_progress
+from muonlab.pipeline.attempts import AttemptProgress, CellScratch, Purpose, read_progress, seconds_so_far
 from muonlab.pipeline.gpus import training_gpus
 from muonlab.pipeline.layout import Layout
 from muonlab.registry.cell import Cell
@@ -90,6 +91,8 @@ def train_all(
                 elif worker.job is not None and (ending := worker.poll()) is not None:
                     if ending.get("status") == "died":
                         job = worker.job
+                        state.cost_usd += worker.unrecorded_cost_usd()
+                        CellScratch(layout, job.cell.digest).sweep_unless_held()
                         crew[index] = _Worker(layout, worker.gpu)
                         tries[job.cell.digest] = tries.get(job.cell.digest, 0) + 1
                         if tries[job.cell.digest] < LARGEST_NUMBER_OF_TRIES:
@@ -100,9 +103,7 @@ def train_all(
                         _note_ending(state, worker, ending)
                         worker.job = None
             state.running = {w.job.name: w.progress() for w in crew if w.job}
-            state.running_cost_usd = sum(
-                w.job.purpose.cost_usd(p.seconds) for w in crew if w.job and (p := w.progress()) is not None
-            )
+            state.running_cost_usd = sum(worker.unrecorded_cost_usd() for worker in crew)
             on_change(state)
             spent = state.cost_usd + state.running_cost_usd
             if max_cost_usd is not None and spent >= max_cost_usd:
@@ -180,11 +181,23 @@ class _Worker:
         answer: dict[str, object] = json.loads(line)
         return answer
 
-    def progress(self) -> AttemptProgress | None:
+    def attempt(self) -> Path | None:
+        """The folder of the newest attempt at the job's cell."""
         if self.job is None:
             return None
         folders = CellScratch(self.layout, self.job.cell.digest).attempt_folders()
-        return read_progress(folders[-1]) if folders else None
+        return folders[-1] if folders else None
+
+    def unrecorded_cost_usd(self) -> float:
+        """Dollars of the attempt that is being made, or that the process left without a record when it died."""
+        folder = self.attempt()
+        if self.job is None or folder is None or (folder / "record.json").exists():
+            return 0.0
+        return self.job.purpose.cost_usd(seconds_so_far(folder))
+
+    def progress(self) -> AttemptProgress | None:
+        folder = self.attempt()
+        return None if folder is None else read_progress(folder)
 
     def stop(self) -> None:
         """End the process, in mid-step if need be: the next start goes on from the last checkpoint."""

@@ -1,6 +1,7 @@
 """What a study is expected to take and to cost, from the pace of finished runs or the declared one.
 
-    seconds of a run = steps * median seconds a step of the finished runs of its arm on its workload
+    seconds of a run = steps * median seconds a step of the finished runs of its arm on its workload, each times the
+                       devices that it had: a study's runs have one
     cost             = seconds / 3600 * price of a GPU hour
 
 Finished runs are those of the ledger and of scratch/ with as many tokens a step: of another arm where its own has none,
@@ -83,7 +84,7 @@ class Pace(NamedTuple):
         here = [r for r in found if r.provenance.device == device]
         by_arm: dict[str, list[float]] = defaultdict(list)
         for r in here or found:
-            by_arm[r.arm].append(r.wall_seconds / (r.final_step - r.resumed_from_step))
+            by_arm[r.arm].append(r.device_seconds / (r.final_step - r.resumed_from_step))
         others = ", ".join(sorted({r.provenance.device for r in found}))
         where = "on this device" if here else f"on another device than this one ({others})"
         return cls(

@@ -34,13 +34,18 @@ def die_with_parent(parent: int | None = None) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
+PARENT = "MUONLAB_PARENT"
+"""The number of the process that starts a stage as one of several, for `die_with_ancestors`."""
+
+
 def die_with_ancestors(poll_s: float = 0.5) -> None:
     """End this process when its parent or the dvc process above it dies.
 
     DVC starts a stage through a shell: when dvc is killed the shell lives on, so the parent's death alone does
     not tell. A thread watches the whole line of ancestors up to dvc; polling costs microseconds.
     """
-    die_with_parent()
+    parent = os.environ.get(PARENT)
+    die_with_parent(None if parent is None else int(parent))
     watched: list[psutil.Process] = []
     try:
         for ancestor in psutil.Process().parents():

@@ -21,13 +21,14 @@ from filelock import FileLock, Timeout
 from pydantic import ValidationError
 
 from muonlab.pipeline.answer import Answer, Facts
-from muonlab.pipeline.attempts import CellScratch, Purpose, read_progress
+from muonlab.pipeline.attempts import CellScratch, Purpose, read_progress, seconds_so_far
 from muonlab.pipeline.cells import CURRENT
 from muonlab.pipeline.evaluations import read_record
 from muonlab.pipeline.layout import Layout
 from muonlab.registry import ledger
 from muonlab.registry.errors import UsageError, nearest
 from muonlab.registry.record import RunRecord
+from muonlab.reporting.computing import computing_line
 from muonlab.reporting.wording import count, duration, money
 
 POLL_S = 0.5
@@ -158,7 +159,7 @@ def _running_cell(folder: Path) -> RunningCell:
     progress = read_progress(folder)
     steps = int(start["cell"]["settings"]["steps"])
     step = progress.step if progress else 0
-    seconds = progress.seconds if progress else 0.0
+    seconds = seconds_so_far(folder)
     made = step - progress.resumed_from_step if progress else 0
     return RunningCell(
         study=record["study"],
@@ -314,7 +315,8 @@ def tell_log(log: Log, *, tail: int | None, follow: bool, say: Callable[[str], N
             say(_spell(row))
         told = len(rows)
         if not (alive and follow):
-            say(_ending(log.path.parent, alive=alive))
+            for line in _ending(log.path.parent, alive=alive):
+                say(line)
             return
         time.sleep(POLL_S)
 
@@ -337,7 +339,8 @@ def _short(value: object) -> str:
     return str(value) if number is None else f"{number:.5g}"
 
 
-def _ending(folder: Path, *, alive: bool) -> str:
+def _ending(folder: Path, *, alive: bool) -> Iterator[str]:
+    """Where its time went, if it has measured that, and how the run ended or where it is."""
     record = read_record(folder)
     path = folder / "record.json"
     if record is None and path.exists():
@@ -345,10 +348,13 @@ def _ending(folder: Path, *, alive: bool) -> str:
     if record is not None:
         loss = "" if record.val_loss is None else f" with val_loss {record.val_loss:.4f}"
         why = "" if record.error is None else f" ({record.error})"
-        return f"{record.status}{loss} after {duration(record.wall_seconds)}, {money(record.cost_usd)}{why}"
+        if (split := computing_line(record)) is not None:
+            yield split
+        yield f"{record.status}{loss} after {duration(record.wall_seconds)}, {money(record.cost_usd)}{why}"
+        return
     progress = read_progress(folder)
     at = "before its first step" if progress is None else f"at step {progress.step} of {progress.steps}"
-    return f"training, {at}" if alive else f"ended without a word {at}; the next run of the cell goes on from there"
+    yield f"training, {at}" if alive else f"ended without a word {at}; the next run of the cell goes on from there"
 
 
 def _json(path: Path) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from muonlab.pipeline.declare import declared_params
 from muonlab.pipeline.doors import dvc_environment
 from muonlab.pipeline.layout import Layout
 from muonlab.pipeline.price import by_run_length, size_text
+from muonlab.pipeline.ranks import ON_PROCESSOR, RANKS, check_ranks
 from muonlab.pipeline.resolve import load_params, resolve_settings
 from muonlab.registry.errors import unknown_name
 from muonlab.registry.settings import Params
@@ -135,13 +136,28 @@ def _cell_keys(params: Params, arm: str, workload: str) -> dict[str, Any]:
     return {f"{place}.{key}": value for place, found in places.items() for key, value in found.items()}
 
 
-def run_dvc(layout: Layout, arguments: list[str]) -> None:
-    """Become dvc: its output, its exit code and its interrupts are the command's own."""
+def for_ranks(layout: Layout, wanted: dict[str, Value], ranks: int, *, on_processor: bool) -> dict[str, str]:
+    """What the environment must say for the cell to be trained by so many processes.
+
+    Raises UsageError where they do not divide its batch, and where there are not as many GPUs.
+    """
+    if ranks == 1:
+        return {}
+    params = _made(layout, wanted)
+    asked = {RANKS: str(ranks), **(ON_PROCESSOR if on_processor else {})}
+    check_ranks(ranks, resolve_settings(params, params.workload, params.optimizer), {**os.environ, **asked})
+    return asked
+
+
+def run_dvc(layout: Layout, arguments: list[str], asked: Mapping[str, str]) -> None:
+    """Become dvc, with `asked` in its environment: output, exit code and interrupts are the command's own."""
     os.chdir(layout.root)
-    environment = dvc_environment(layout)
+    environment = {**dvc_environment(layout), **asked}
     os.execve(sys.executable, [sys.executable, "-m", "dvc", *arguments], environment)  # noqa: S606 - no shell is wanted
 
 
-def spoken(arguments: list[str]) -> str:
+def spoken(arguments: list[str], environment: Mapping[str, str]) -> str:
     """The line as a person types it."""
-    return shlex.join(["dvc", *arguments])
+    return " ".join(
+        [*(f"{name}={shlex.quote(value)}" for name, value in environment.items()), shlex.join(["dvc", *arguments])]
+    )

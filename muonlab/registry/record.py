@@ -123,6 +123,11 @@ class RunRecord(Closed):
         return "bit for bit" if exact else "to rounding"
 
     @property
+    def device_seconds(self) -> float:
+        """Wall time of all its devices together: what its cost counts."""
+        return self.wall_seconds * self.device_count
+
+    @property
     def is_result(self) -> bool:
         """Whether the attempt ended with an outcome (a divergence is one) rather than a failure."""
         return self.status in ("completed", "diverged")

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from muonlab.registry.record import RunRecord
 from muonlab.reporting import sections_course, sections_record, sections_result
 from muonlab.reporting.blocks import Bullets, Document, Kind, Section, Table, one_line, shortened, visible
+from muonlab.reporting.computing import where_the_time_went
 from muonlab.reporting.gate_wording import gate_warnings
 from muonlab.reporting.selected import selection_doubts
 from muonlab.reporting.standing import Standing
@@ -48,6 +49,7 @@ def build(
         Section("Early stability", sections_course.early_stability(standing)),
         Section("Speed to target", sections_course.speed_to_target(standing)),
         Section("Cost", sections_course.cost(standing)),
+        Section("Where the time went", where_the_time_went(standing)),
         Section("Tuning", tuning_section(standing.snapshot)),
         Section("Diagnostics", sections_course.diagnostics(standing, drawn)),
         Section("What the models write", sections_record.samples(standing)),

@@ -93,7 +93,7 @@ class CellStanding(Closed):
     steps: int
     attempts: int
     wall_seconds: float
-    """Over all attempts."""
+    """Over all attempts, and over the devices of each."""
     cost_usd: float
     """Over all attempts."""
     error: str | None
@@ -262,9 +262,9 @@ def judge(snapshot: Snapshot, evaluations: Sequence[Evaluation]) -> Standing:
         tried=tried,
         undeclared=undeclared,
         passed=judge_passes(study, rule, samples, decisions, cells),
-        total_seconds=math.fsum(r.wall_seconds for r in snapshot.records),
+        total_seconds=math.fsum(r.device_seconds for r in snapshot.records),
         total_cost_usd=math.fsum(r.cost_usd for r in snapshot.records),
-        lost_seconds=math.fsum(r.wall_seconds for r in lost),
+        lost_seconds=math.fsum(r.device_seconds for r in lost),
         lost_cost_usd=math.fsum(r.cost_usd for r in lost),
     )
 
@@ -327,7 +327,7 @@ def _cell(snapshot: Snapshot, cell: DeclaredCell) -> CellStanding:
         perplexity=outcome.perplexity if outcome else None,
         steps=last.final_step if last else 0,
         attempts=len(attempts),
-        wall_seconds=math.fsum(r.wall_seconds for r in attempts),
+        wall_seconds=math.fsum(r.device_seconds for r in attempts),
         cost_usd=math.fsum(r.cost_usd for r in attempts),
         error=last.error if last else None,
         curve=[(point.step, point.val_loss) for point in outcome.curve] if outcome else [],

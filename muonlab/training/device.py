@@ -48,7 +48,7 @@ class Placement(NamedTuple):
             torch.cuda.synchronize(self.device)
 
     def peak_memory_bytes(self) -> int:
-        """The most memory that was in use at once: of the device, or of this process since it began."""
+        """The most memory that was in use at once: of the device by this run, or of this process since it began."""
         if self.device.type == "cuda":
             return torch.cuda.max_memory_allocated(self.device)
         unit = 1 if sys.platform == "darwin" else 1024
@@ -71,6 +71,7 @@ def place(settings: WorkloadSettings, *, local_rank: int = 0) -> Placement:
     torch.backends.cudnn.benchmark = False
     device = torch.device("cuda", local_rank)
     torch.cuda.set_device(device)
+    torch.cuda.reset_peak_memory_stats(device)  # of this run, not of one that the process has made before
     autocast = settings.precision != "float32" and settings.weights == "float32"
     return Placement(
         device,

@@ -48,6 +48,20 @@ class Ranks(NamedTuple):
         own = batch_size // self.size
         return slice(self.rank * own, (self.rank + 1) * own)
 
+    def micro_batch(self, batch_size: int, wanted: int | None) -> int:
+        """Sequences that a rank takes at once of its part: `wanted`, or the whole part.
+
+        Raises UsageError where that does not divide the part.
+        """
+        own = batch_size // self.size
+        size = min(wanted or own, own)
+        if own % size:
+            raise UsageError(
+                f"micro_batch_size is {size}, which does not divide the {own} sequences of each of {self.size} "
+                "processes; choose one that does."
+            )
+        return size
+
     def average_gradients(self, parameters: Sequence[torch.Tensor]) -> None:
         """Replace every gradient by its mean over the ranks."""
         if self.size == 1:

@@ -31,7 +31,7 @@ from torch import nn
 
 import optim
 from muonlab.registry.cell import Cell
-from muonlab.registry.errors import IntegrityError, UsageError
+from muonlab.registry.errors import IntegrityError
 from muonlab.registry.settings import WorkloadSettings
 from muonlab.training import checkpoint
 from muonlab.training import model as models
@@ -104,7 +104,7 @@ class TrainOutcome:
     seconds_by_part: dict[str, float]
     """Of `seconds`, by `timing.PARTS`."""
     peak_memory_bytes: int
-    """Of the device, or of this process since it began; the largest of the ranks is not looked for."""
+    """Of the device by this run, or of this process since it began; the largest of the ranks is not looked for."""
     curve: tuple[CurveRow, ...] = field(repr=False)
 
 
@@ -229,13 +229,7 @@ class Run:
         settings = cell.settings
         self.tokens_per_step = settings.batch_size * settings.data.sequence_length
         self.share = ranks.share(settings.batch_size)
-        own = settings.batch_size // ranks.size
-        self.micro_batch = min(settings.micro_batch_size or own, own)
-        if own % self.micro_batch:
-            raise UsageError(
-                f"micro_batch_size is {self.micro_batch}, which does not divide the {own} sequences of each of "
-                f"{ranks.size} processes; choose one that does."
-            )
+        self.micro_batch = ranks.micro_batch(settings.batch_size, settings.micro_batch_size)
         # On the CPU first: the initial weights and their hash are the same on every device.
         self.model = models.build(settings, seed=cell.seed)
         self.init_sha256 = models.weights_sha256(self.model)

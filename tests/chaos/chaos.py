@@ -1,13 +1,19 @@
 """Kill a study at random moments until it is done, and compare it with one that nobody disturbed.
 
-    python tests/chaos/chaos.py [--kills 50] [--seed 0] [--arms 3] [--seeds 4] [--steps 1000] [--wait 3] [--tracking]
+    python tests/chaos/chaos.py [--kills 50] [--seed 0] [--arms 3] [--seeds 4] [--steps 1000] [--aimed 0.7] [--tracking]
 
 Two clones of one toy repository (the tests' own: a Mamba2 and attention model of a few thousand weights) run the same
 study. In the first, `muon study run` is left alone. In the second, SIGKILL hits the driver, a worker or dvc at random
-moments: one in five (`--anywhere`) at any time, the others a random wait after a cell was seen to step or dvc to run a
-stage, so that they do not all fall into the seconds in which libraries are loaded. What has ended is started again, by
-`muon study run` or by `dvc repro` of the grid, and at the last by a `muon study run` that is left alone.
-Then must hold:
+moments. Moments on the clock would nearly all fall into the seconds in which libraries are loaded, or after the last
+cell. So of the kills
+
+    aimed        (--aimed, 0.7 of them) fall while a cell steps, when the study as a whole has made a number of steps
+                 that is drawn uniformly from all that it has to make: one after the other, however fast the machine is
+    anywhere     half of the others, each among the aimed ones: a random wait (--wait) after a start, whatever it is at
+    concluding   the rest, when all cells are trained: a random wait after dvc was seen to run a stage
+
+What has ended is started again, by `muon study run` or by `dvc repro` of the grid, and at the last by a
+`muon study run` that is left alone. Then must hold:
 
     the verdicts, the final weights' files and every result of the ledger are those of the calm study, bit for bit
     every cell has one result, and every killed attempt its line, with what it cost
@@ -22,8 +28,10 @@ from __future__ import annotations
 
 import argparse
 import copy
+import functools
 import hashlib
 import json
+import math
 import os
 import random
 import shutil
@@ -43,6 +51,8 @@ import psutil
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "pipeline"))
 from conftest import STUDY, TOY_PARAMS, TOY_STUDY, Repository, make_repository
+
+from muonlab.tracking.process import lives
 
 GRID = f"experiments/{STUDY}/dvc.yaml"
 DOORS = {
@@ -73,10 +83,10 @@ def main() -> int:
         calm_seconds = time.monotonic() - began
         print(f"undisturbed: exit {done.returncode} after {calm_seconds:.0f} s")
         rng = random.Random(options.seed)
-        storm = Storm(hit, rng, options.wait, options.anywhere)
+        storm = Storm(hit, rng, options)
         began = time.monotonic()
         with storm.log.open("ab") as log:
-            storm.strike(options.kills, log)
+            storm.strike(plan_of(rng, options), log, until=began + 60 * options.minutes)
         last = hit.muon("study", "run", "-j", "2", check=False)
         hit_seconds = time.monotonic() - began
         print(f"disturbed: exit {last.returncode} after {hit_seconds:.0f} s, {storm.starts} starts")
@@ -102,8 +112,11 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--arms", type=int, default=3, choices=range(2, len(ARMS) + 1))
     parser.add_argument("--seeds", type=int, default=4)
     parser.add_argument("--steps", type=int, default=1000, help="of a cell; 75 take about a second on one core")
-    parser.add_argument("--wait", type=float, default=3.0, help="mean seconds that a kill waits, exponential")
-    parser.add_argument("--anywhere", type=float, default=0.2, help="share of the kills that wait for no work to begin")
+    parser.add_argument("--wait", type=float, default=3.0, help="mean seconds that a kill not aimed waits, exponential")
+    parser.add_argument("--aimed", type=float, default=0.7, help="share of the kills that hit a cell at its steps")
+    parser.add_argument(
+        "--minutes", type=float, default=math.inf, help="no kill later than so long after the first start"
+    )
     parser.add_argument("--tracking", action="store_true", help="with MLflow, whose store is then checked too")
     parser.add_argument("--keep", action="store_true", help="leave the two clones where they are")
     return parser.parse_args()
@@ -129,41 +142,77 @@ def make_clones(folder: Path, options: argparse.Namespace) -> Iterator[Repositor
 
 
 @dataclass(frozen=True)
+class Moment:
+    """When a kill is to fall."""
+
+    kind: str
+    """`aimed`, `anywhere` or `concluding`."""
+    steps: int
+    """How many the study must have made, of all its cells together."""
+
+
+def steps_of(options: argparse.Namespace) -> int:
+    """All that the study has to make."""
+    return int(options.arms * options.seeds * options.steps)
+
+
+def plan_of(rng: random.Random, options: argparse.Namespace) -> list[Moment]:
+    """The moments of all kills, in order."""
+    steps = steps_of(options)
+    aimed = round(options.aimed * options.kills)
+    anywhere = (options.kills - aimed) // 2
+    moments = [
+        Moment(kind, rng.randrange(steps))
+        for kind, number in (("aimed", aimed), ("anywhere", anywhere))
+        for _ in range(number)
+    ]
+    concluding = [Moment("concluding", steps)] * (options.kills - aimed - anywhere)
+    return [*sorted(moments, key=lambda moment: moment.steps), *concluding]
+
+
+@dataclass(frozen=True)
 class Kill:
     """One SIGKILL: whom it hit, by which door the study was being run, and what the study was doing."""
 
     victim: str
     door: str
     phase: str
+    stepping: bool
 
 
 class Storm:
     """Runs a study again and again, and kills."""
 
-    def __init__(self, repository: Repository, rng: random.Random, wait_s: float, share_anywhere: float) -> None:
-        self.repository, self.rng, self.wait_s, self.share_anywhere = repository, rng, wait_s, share_anywhere
+    def __init__(self, repository: Repository, rng: random.Random, options: argparse.Namespace) -> None:
+        self.repository, self.rng, self.wait_s = repository, rng, options.wait
+        self.steps = steps_of(options)
         self.log = repository.root.parent / "said.log"
         self.kills: list[Kill] = []
         self.problems: list[str] = []
         self.starts = 0
         self.looks = 0
 
-    def strike(self, kills: int, log: Any) -> None:
-        """Kill so many times; each time, what had ended by then is started again."""
+    def strike(self, moments: list[Moment], log: Any, *, until: float) -> None:
+        """Kill once at each moment that comes before `until`; each time, what had ended by then is started again."""
         print("kill  at [s]  victim  door            what the study was doing")
         began = time.monotonic()
         driver: subprocess.Popen[bytes] | None = None
         door = ""
-        while len(self.kills) < kills:
-            anywhere = self.rng.random() < self.share_anywhere
+        left = list(moments)
+        while left and time.monotonic() < until:
+            moment = left[0]
             wait_s = self.rng.expovariate(1 / self.wait_s)
             kind = self.rng.choice(("driver", "worker", "dvc"))
             if driver is None or driver.poll() is not None:
                 door = "muon study run" if self.rng.random() < SHARE_OF_MUON else "dvc repro"
                 driver = self.start(door, log)
-            if not anywhere:
-                self.watch(LONGEST_START_S, until=self.works)
-            self.watch(wait_s)
+            self.watch(LONGEST_START_S, until=functools.partial(self.has_come, moment))
+            if moment.kind != "aimed":
+                self.watch(wait_s)
+            elif not self.stepping():
+                if self.steps_made() >= self.steps:  # the last cell ended before its last steps were seen
+                    left[0] = replace(moment, kind="concluding")
+                continue
             if driver.poll() is not None:
                 continue  # it ended by itself (done, or a cell's worker died three times): start again, then kill
             victims = self.victims(driver)
@@ -171,7 +220,7 @@ class Storm:
             name = next(name for name, found in victims.items() if victim in found)
             if victim == driver.pid and door == "dvc repro":
                 name = "dvc"
-            kill = Kill(name, door, self.phase())
+            kill = Kill(name, door, self.phase(), stepping=bool(self.stepping()))
             self.kills.append(kill)
             print(f"{len(self.kills):>4}  {time.monotonic() - began:>6.1f}  {name:<6}  {door:<14}  {kill.phase}",
                   flush=True)  # fmt: skip
@@ -180,6 +229,7 @@ class Storm:
             except ProcessLookupError:
                 self.kills.pop()  # it ended in this instant
                 continue
+            left.pop(0)
             if name != "worker" or door != "muon study run":
                 self.end_of(driver)
         if driver is not None and driver.poll() is None:
@@ -234,11 +284,23 @@ class Storm:
             self.looks += 1
             time.sleep(LOOK_EVERY_S)
 
-    def works(self) -> bool:
-        """Whether a cell steps or dvc runs a stage; or nothing runs."""
+    def has_come(self, moment: Moment) -> bool:
+        """Whether it is time for a kill, or for the wait before it; or nothing runs."""
         lines = [command_of(process) for process in processes_in(self.repository.root)]
-        stage = any("stages." in line and "stages.train" not in line for line in lines)
-        return not lines or stage or bool(self.stepping())
+        if not lines or moment.kind == "anywhere":
+            return True
+        if moment.kind == "concluding":
+            return any("stages." in line and "stages.train" not in line for line in lines)
+        made = self.steps_made()
+        return made >= self.steps or (made >= moment.steps and bool(self.stepping()))
+
+    def steps_made(self) -> int:
+        """Of all cells together; of each, those of the attempt that came farthest."""
+        farthest: Counter[Path] = Counter()
+        for path in self.repository.root.glob("scratch/*/attempts/*/progress.json"):
+            cell = path.parents[2]
+            farthest[cell] = max(farthest[cell], json.loads(path.read_text())["step"])
+        return farthest.total()
 
     def stepping(self) -> list[str]:
         """The cells that are being trained, each with its step."""
@@ -246,7 +308,7 @@ class Storm:
         for path in sorted(self.repository.root.glob("scratch/*/attempts/*/progress.json")):
             if not path.with_name("record.json").exists():
                 progress, start = json.loads(path.read_text()), json.loads(path.with_name("start.json").read_text())
-                if psutil.pid_exists(start["pid"]):
+                if lives(start):
                     found.append(f"{start['record']['arm']}-{start['record']['seed']} at step {progress['step']}")
         return found
 
@@ -388,8 +450,10 @@ def print_summary(calm: Repository, hit: Repository, storm: Storm) -> None:
     for title in ("victim", "door"):
         counts = Counter(getattr(kill, title) for kill in storm.kills)
         print(f"kills by {title}: {', '.join(f'{name} {number}' for name, number in sorted(counts.items()))}")
-    at_work = sum("step" in kill.phase or "stages." in kill.phase for kill in storm.kills)
-    print(f"kills while a cell stepped or dvc ran a stage: {at_work}; looks at all files: {storm.looks}\n")
+    stepping = sum(kill.stepping for kill in storm.kills)
+    stages = sum("stages." in kill.phase for kill in storm.kills)
+    print(f"kills while a cell stepped: {stepping}; while dvc ran another stage: {stages}; "
+          f"looks at all files: {storm.looks}\n")  # fmt: skip
     calm_rows, hit_rows = calm.ledger(), hit.ledger()
     print(f"{'':<34}{'undisturbed':>15}{'disturbed':>15}")
     for name, of in COUNTS.items():

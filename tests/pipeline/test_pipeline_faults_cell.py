@@ -28,6 +28,10 @@ from typing import Any
 import pytest
 from conftest import TOY_PARAMS, Maker, Repository
 
+from muonlab.pipeline.layout import Layout
+from muonlab.pipeline.resolve import load_params, resolve_cell
+from muonlab.pipeline.running import ended_attempts, running
+
 pytestmark = pytest.mark.slow
 
 STEPS = 300
@@ -172,6 +176,25 @@ def test_a_checkpoint_that_would_run_code_is_refused_and_the_attempt_recorded(
     assert [found["status"] for found in repository.attempts()] == ["abandoned", "failed"]
 
 
+def test_a_checkpoint_of_another_cell_is_refused_and_left_where_it_is(killed: Repository, tmp_path: Path) -> None:
+    """As it comes to lie there by a copy between folders, of a cell that differs in its seed alone."""
+    repository = copied(killed, tmp_path / "repository")
+    layout = Layout.find(repository.root)
+    other = resolve_cell(layout, load_params(layout.params), "toy", "muon", 1)
+    (work,) = repository.root.glob("scratch/*/work")
+    (layout.scratch / other.digest).mkdir()
+    work.rename(layout.scratch / other.digest / "work")
+    before = {path: path.read_bytes() for path in layout.scratch.glob("*/work/checkpoints/step-*/*")}
+    done = subprocess.run(
+        [*COMMAND[:-1], "1"], cwd=repository.root / "runs/exp/current", env=repository.environment(),
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 3
+    assert "it belongs to the cell" in one_sentence(done.stderr)
+    assert {path: path.read_bytes() for path in layout.scratch.glob("*/work/checkpoints/step-*/*")} == before
+    assert len(before) == 8
+
+
 # The machine
 
 
@@ -233,11 +256,31 @@ def test_a_stage_whose_dvc_died_before_it_began_ends_at_once(repository: Reposit
     assert not repository.attempts()
 
 
+def test_a_rank_whose_launcher_died_before_it_began_ends_at_once(repository: Repository) -> None:
+    done = train(repository, MUONLAB_PARENT="1")
+    assert done.returncode == -signal.SIGKILL
+    assert not repository.attempts()
+
+
 @pytest.mark.parametrize("module", ["worker", "dvc_child"])
 def test_what_a_driver_started_before_it_died_ends_at_once(repository: Repository, module: str) -> None:
     """Told of a parent that is not its own, as one is whose driver died while it loaded its libraries."""
     done = repository.run("python", "-m", f"muonlab.pipeline.{module}", "1", "version", check=False)
     assert done.returncode == -signal.SIGKILL
+
+
+def test_an_attempt_that_is_killed_before_its_first_step_is_charged_until_then(repository: Repository) -> None:
+    """A step of 40,000 sequences takes long enough to be killed in."""
+    repository.edit_yaml("params.yaml", lambda p: p["workloads"]["toy"]["settings"].update(batch_size=40_000))
+    layout = Layout.find(repository.root)
+    with started(repository) as process:
+        wait_until(lambda: running(layout, gpu=False).cells and running(layout, gpu=False).cells[0].seconds >= 1)
+        process.kill()
+        process.wait()
+    assert not list(repository.root.glob("scratch/*/attempts/*/progress.json"))
+    (found,) = ended_attempts(layout)
+    assert (found.status, found.final_step) == ("abandoned", 0)
+    assert found.wall_seconds >= 1
 
 
 # MLflow

@@ -19,6 +19,12 @@ from muonlab.registry.settings import Params
 PROJECT = Path(__file__).parents[2]
 
 
+@pytest.fixture(autouse=True)
+def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What --ngpus finds is the same on every machine: no device is what -1 names."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     for name in ("params.yaml", "dvc.yaml"):
@@ -93,7 +99,9 @@ def test_few_steps_shorten_warmup_and_evaluations_and_enough_leave_them(
 @pytest.mark.parametrize(
     ("line", "words"),
     [
-        ("pretrain --ngpus 8", ["--ngpus: found 8", "torchrun --nproc-per-node 8 -m stages.train"]),
+        ("pretrain --ngpus 4", ["--ngpus: found 4", "torch reaches 0 GPUs here", "--gloo"]),
+        ("pretrain --ngpus 3 --gloo", ["batch_size is 4, which 3 processes do not divide"]),
+        ("pretrain --gloo", ["--ngpus 2 or more"]),
         ("pretrain --alpha 0.1", ["muon adds none", "--orthonoise or --isotropic"]),
         ("pretrain --nolah --no-anneal", ["nolah adds none"]),
         ("pretrain --orthonoise --no-adaptive --rank-threshold 0.3", ["keep one"]),
@@ -111,6 +119,12 @@ def test_what_cannot_run_is_refused_before_dvc_writes_it(folder: Path, line: str
     for word in words:
         assert word in said.stderr
     assert (folder / "params.yaml").read_bytes() == before
+
+
+def test_the_line_of_several_processes_says_so_in_the_environment_and_makes_the_same_cell(folder: Path) -> None:
+    alone, four = verb(folder, "pretrain --seed 7"), verb(folder, "pretrain --seed 7 --ngpus 4 --gloo")
+    assert four.exit_code == 0, four.output
+    assert four.stdout == f"MUONLAB_RANKS=4 CUDA_VISIBLE_DEVICES='' {alone.stdout}"
 
 
 def test_values_left_by_an_earlier_run_are_named(folder: Path) -> None:

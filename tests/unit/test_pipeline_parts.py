@@ -15,14 +15,14 @@ import pytest
 from filelock import FileLock
 from hypothesis import given
 from hypothesis import strategies as st
+from muonlab.pipeline.gpus import accelerator, default_jobs, training_gpus
 
-from muonlab.pipeline.attempts import AttemptProgress, CellScratch
+from muonlab.pipeline.attempts import AttemptProgress, CellScratch, Purpose
 from muonlab.pipeline.conclude import read_evaluations, read_standing
 from muonlab.pipeline.declare import read_registration
 from muonlab.pipeline.fingerprint import code_fingerprint, environment
-from muonlab.pipeline.gpus import accelerator, default_jobs, training_gpus
 from muonlab.pipeline.layout import Layout
-from muonlab.pipeline.pool import PoolState, _Worker
+from muonlab.pipeline.pool import Job, PoolState, _Worker
 from muonlab.pipeline.processes import device_name, provenance
 from muonlab.pipeline.progress import PoolWatcher, duration
 from muonlab.registry.canonical import sha256_of
@@ -225,6 +225,28 @@ def test_only_an_attempt_that_nobody_runs_is_recorded_as_abandoned(tmp_path: Pat
         assert scratch.records() == []
     scratch.sweep_unless_held()
     assert [record.status for record in scratch.records()] == ["abandoned"]
+
+
+def test_what_a_worker_left_without_a_record_is_charged_and_what_it_recorded_is_not_charged_twice(
+    tmp_path: Path,
+) -> None:
+    for name in ("params.yaml", "dvc.yaml"):
+        (tmp_path / name).touch()
+    (tmp_path / "muonlab").symlink_to(PROJECT / "muonlab")
+    layout = Layout(root=tmp_path, main=tmp_path)
+    job = Job(cell(), Purpose("001-x", None, price_usd_per_gpu_hour=2.8, device_count=2))
+    folder = CellScratch(layout, job.cell.digest).folder / "attempts" / "1"
+    worker = _Worker(layout, None)
+    try:
+        worker.job = job
+        assert worker.unrecorded_cost_usd() == 0  # before it begins
+        folder.mkdir(parents=True)
+        (folder / "alive.json").write_text('{"seconds": 900.0}')
+        assert worker.unrecorded_cost_usd() == pytest.approx(1.4)
+        (folder / "record.json").touch()
+        assert worker.unrecorded_cost_usd() == 0
+    finally:
+        worker.stop()
 
 
 def test_files_that_the_pipeline_did_not_write_are_named_and_not_read(tmp_path: Path) -> None:

@@ -91,6 +91,13 @@ def test_without_a_pace_the_price_is_unknown_and_without_a_price_it_is_time() ->
     assert price_of_study(free, Pace.of([], "large", workload()), 500).text(0) == "25 runs, about 33.0 h of computing"
 
 
+def test_a_run_on_four_devices_is_the_pace_of_one_that_takes_four_times_as_long() -> None:
+    """Four at once are no faster for their money: else one such run would make every plan look four times cheaper."""
+    four = Pace.of([run("muon", 2.5, device_count=4)], "large", workload())
+    alone = Pace.of([run("muon", 10.0)], "large", workload())
+    assert four.price(study(), ["muon"], 500).cost_usd == alone.price(study(), ["muon"], 500).cost_usd
+
+
 @given(st.lists(st.floats(0.1, 100), min_size=1, max_size=5), st.sampled_from(["muon", "nolah"]))
 def test_one_like_run_takes_the_place_of_the_declared_pace(paces: list[float], arm: str) -> None:
     found = Pace.of([run(arm, seconds) for seconds in paces], "large", workload())
