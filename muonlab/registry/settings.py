@@ -207,7 +207,7 @@ class WorkloadSettings(Closed):
     diagnose_every: Annotated[int, Field(ge=0, strict=True)] = 10
     """Steps between the optimizer's diagnostics; 0 is never."""
     hessian_steps: list[Count] = []
-    """Steps before which the top eigenvalue of the Hessian is measured, on the step's own batch: about 30 steps' time
+    """Steps before which the top eigenvalue of the Hessian is measured, on the step's own batch: up to 30 steps' time
     each."""
     checkpoint_every: Count = 50
     sample_tokens: Annotated[int, Field(ge=0, strict=True)] = 48

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from muonlab.reporting.courses import Diagnosis
 from muonlab.reporting.standing import ArmComparison, Standing
 from muonlab.reporting.wording import DETAILED_CLAUSES, count, listed, percent_of, plain
+from muonlab.stats.guardrails import EARLY_SHARE
 
 QUANTITIES: Mapping[str, str] = {
     "grad_norm": "gradient norm, all parameters [nats/token per unit of weight]",
@@ -170,6 +171,15 @@ def _means(found: Sequence[Diagnosis]) -> str:
     return _each(found, lambda d: measured(d.mean), lambda d: d.mean)
 
 
+def _earlies(found: Sequence[Diagnosis]) -> str:
+    """`; in the first 30% of the steps: muon 0.6 and nolah 0.5`, where that is another mean than those at hand."""
+    if all(d.early in (None, d.first, d.mean) for d in found):
+        return ""
+    found = [d for d in found if d.early is not None]
+    known = _each(found, lambda d: measured(d.early or 0.0), lambda d: d.early or 0.0)
+    return f"; in the first {EARLY_SHARE:.0%} of the steps: {known}"
+
+
 def _lasts(found: Sequence[Diagnosis]) -> str:
     return _each(found, lambda d: measured(d.last), lambda d: d.last)
 
@@ -200,8 +210,8 @@ def _geometry(standing: Standing) -> str | None:
     )
     return (
         f"Is the loss surface another one? Top eigenvalue of the Hessian at {_at(d.first_step for d in found)}: "
-        f"{_firsts(found)}; at {_at(d.last_step for d in found)}: {ends}. {_described(found)}; whether the surface "
-        "differs at another scale takes runs there."
+        f"{_firsts(found)}{_earlies(found)}; at {_at(d.last_step for d in found)}: {ends}. {_described(found)}; "
+        "whether the surface differs at another scale takes runs there."
     )
 
 
@@ -211,8 +221,8 @@ def _start(standing: Standing) -> str | None:
         return None
     return (
         "Is the start too aggressive? Turn of the update from Muon's own (0: the same direction, 1: at right angles) "
-        f"at {_at(d.first_step for d in found)}: {_firsts(found)}; on average: {_means(found)}. All parts of an arm do "
-        f"that together, not its `scale` alone. {_described(found)}."
+        f"at {_at(d.first_step for d in found)}: {_firsts(found)}{_earlies(found)}; on average: {_means(found)}. All "
+        f"parts of an arm do that together, not its `scale` alone. {_described(found)}."
     )
 
 
@@ -223,8 +233,8 @@ def _rank(standing: Standing) -> str | None:
         return None
     return (
         "Does the rank collapse? Effective rank as a share of full rank, of what is orthogonalised, on average: "
-        f"{_means(after)}; at {_at(d.last_step for d in after)}: {_lasts(after)}; before projection and noise, on "
-        f"average: {_means(before)}. {_described(after)}."
+        f"{_means(after)}{_earlies(after)}; at {_at(d.last_step for d in after)}: {_lasts(after)}; before projection "
+        f"and noise, on average: {_means(before)}. {_described(after)}."
     )
 
 
@@ -244,6 +254,6 @@ def _warmup(standing: Standing) -> str | None:
         lag = f"; largest mean lag in the first 30% of the steps, of the baseline's loss: {listed(lags)}"
     return (
         f"Is the warmup too short? It takes {steps} of {settings.steps} steps in every arm, so that no arm here tests "
-        f"another. Gradient norm at {_at(d.first_step for d in found)}: {_firsts(found)}; at "
-        f"{_at(d.last_step for d in found)}: {_lasts(found)}{lag}. {_described(found)}."
+        f"another. Gradient norm at {_at(d.first_step for d in found)}: {_firsts(found)}{_earlies(found)}; "
+        f"at {_at(d.last_step for d in found)}: {_lasts(found)}{lag}. {_described(found)}."
     )

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from muonlab.registry.settings import Closed
-from muonlab.stats.guardrails import early_regress
+from muonlab.stats.guardrails import EARLY_SHARE, early_regress
 from muonlab.stats.instability import Instability, instability
 from muonlab.stats.speed import FIRST_LEVEL_SHARE, Speed, speed_to_target
 
@@ -66,6 +66,8 @@ class Diagnosis(Closed):
     first_step: int
     last_step: int
     first: float
+    early: float | None
+    """Mean over the diagnosed steps in the first EARLY_SHARE of the run; None where there is none."""
     mean: float
     """Over the diagnosed steps, each counting alike."""
     last: float
@@ -128,8 +130,11 @@ def speeds(pairs: PairedCurves) -> tuple[Speed, Speed | None]:
     return over_levels, speed_to_target(steps, pairs.baseline, pairs.challenger, target=level)
 
 
-def diagnose(arm: str, series: Mapping[int, Series]) -> list[Diagnosis]:
-    """The quantities that all runs of an arm have, by seed; nothing where a run has no series."""
+def diagnose(arm: str, series: Mapping[int, Series], *, total_steps: int) -> list[Diagnosis]:
+    """The quantities that all runs of an arm have, by seed; nothing where a run has no series.
+
+    `total_steps`: the declared length of a run.
+    """
     if not series:
         return []
     found = []
@@ -141,7 +146,7 @@ def diagnose(arm: str, series: Mapping[int, Series]) -> list[Diagnosis]:
             values = {seed: converged(series[seed]) for seed in series}
         steps = sorted(set.intersection(*map(set, values.values())))
         if steps:
-            found.append(_diagnosis(arm, quantity, values, steps))
+            found.append(_diagnosis(arm, quantity, values, steps, total_steps))
     return found
 
 
@@ -151,9 +156,12 @@ def converged(of_run: Series) -> dict[int, float]:
     return {s: v for s, v in of_run.get("hessian_top", ()) if residual.get(s, math.inf) <= LARGEST_RESIDUAL}
 
 
-def _diagnosis(arm: str, quantity: str, values: dict[int, dict[int, float]], steps: list[int]) -> Diagnosis:
+def _diagnosis(
+    arm: str, quantity: str, values: dict[int, dict[int, float]], steps: list[int], total_steps: int
+) -> Diagnosis:
     by_step = {step: [of_seed[step] for of_seed in values.values()] for step in steps}
     means = {step: math.fsum(found) / len(found) for step, found in by_step.items()}
+    early = [mean for step, mean in means.items() if step <= EARLY_SHARE * total_steps]
     last = by_step[steps[-1]]
     return Diagnosis(
         arm=arm,
@@ -162,6 +170,7 @@ def _diagnosis(arm: str, quantity: str, values: dict[int, dict[int, float]], ste
         first_step=steps[0],
         last_step=steps[-1],
         first=means[steps[0]],
+        early=math.fsum(early) / len(early) if early else None,
         mean=math.fsum(means.values()) / len(means),
         last=means[steps[-1]],
         last_range=(min(last), max(last)),

@@ -174,6 +174,7 @@ def diagnostics(standing: Standing, drawn: Sequence[str]) -> tuple[Block, ...]:
             d.arm,
             named,
             measured(d.first),
+            ABSENT if d.early is None else measured(d.early),
             measured(d.mean),
             measured(d.last),
             f"{d.first_step} to {d.last_step}" if d.last_step > d.first_step else str(d.last_step),
@@ -188,13 +189,15 @@ def diagnostics(standing: Standing, drawn: Sequence[str]) -> tuple[Block, ...]:
         ("arm", "arm"),
         ("quantity", "prose"),
         ("first", "number"),
+        ("early mean", "number"),
         ("mean", "number"),
         ("last", "number"),
         ("steps", "text"),
         ("seeds", "number"),
     )
     note = (
-        "Means over the seeds, at the first and the last step that all of an arm's runs have, and over all such steps. "
+        "Means over the seeds, at the first and the last step that all of an arm's runs have, over those of them in "
+        f"the first {EARLY_SHARE:.0%} of the run, and over all of them. "
         "An arm has no row for what it does not have, or for what is 0 throughout."
     )
     said = tuple(hypotheses(standing))

@@ -455,7 +455,8 @@ def _diagnostics(snapshot: Snapshot, evaluations: Sequence[Evaluation]) -> list[
     for line in evaluations:
         if line.series and line.cell_digest in declared:
             series.setdefault(line.arm, {})[line.seed] = line.series
-    return [found for arm in snapshot.study.arms for found in diagnose(arm, series.get(arm, {}))]
+    steps = snapshot.settings.steps
+    return [found for arm in snapshot.study.arms for found in diagnose(arm, series.get(arm, {}), total_steps=steps)]
 
 
 def _series_notes(evaluations: Sequence[Evaluation], outcomes: dict[tuple[str, int], RunRecord]) -> list[str]:

@@ -53,6 +53,9 @@ DIAGNOSTIC_PREFIX = "opt_"
 
 EXPLODED, EXPLODED_EVALUATIONS = 1.5, 2
 
+HESSIAN_TOLERANCE = 0.01
+"""Relative residual at which the Hessian's top eigenvalue is known well enough: seeds differ by far more."""
+
 WEIGHTS_FILE = "weights.safetensors"
 
 
@@ -345,7 +348,9 @@ class Run:
             return self.scorer.token_losses(tokens).mean()
 
         try:
-            value, residual = top_hessian_eigenvalue(batch_loss, self.parameters, seed=self.cell.seed)
+            value, residual = top_hessian_eigenvalue(
+                batch_loss, self.parameters, tolerance=HESSIAN_TOLERANCE, seed=self.cell.seed
+            )
         except optim.NonFiniteError:  # of the second derivative: no reason to end a run whose first is finite
             value = residual = math.nan
         return {"hessian_top": value, "hessian_residual": residual}

@@ -21,7 +21,7 @@ import torch
 
 from muonlab.registry.errors import UsageError
 from muonlab.registry.settings import PretrainedSettings, WorkloadSettings
-from muonlab.training import hub, packages
+from muonlab.training import gguf_header, hub, packages
 from muonlab.training.model_inputs import CONFIG_FILE, INDEX_FILE, SETTING, WEIGHTS_FILE, config_file
 
 if TYPE_CHECKING:
@@ -99,7 +99,6 @@ def _first(found: dict[str, Any]) -> str:
 def _find(settings: PretrainedSettings) -> _Source:
     name = settings.pretrained
     if packages.is_package(name):
-        _require_gguf()
         file = packages.gguf_file(SETTING, name, settings.revision)
         return _Source(file.parent, file.name)
     folder = hub.local_folder(name, _root_with(name))
@@ -115,16 +114,6 @@ def _root_with(name: str) -> Path:
     here = Path.cwd()
     roots = [folder for folder in (here, *here.parents) if (folder / "params.yaml").is_file()]
     return next((root for root in roots if (root / name).is_dir()), here)
-
-
-def _require_gguf() -> None:
-    from importlib.util import find_spec
-
-    absent = [name for name in ("gguf", "accelerate") if find_spec(name) is None]
-    if absent:
-        raise UsageError(
-            f"{SETTING}: reading a GGUF file needs {' and '.join(absent)}; run `pip install 'muonlab[smollm2]'`."
-        )
 
 
 def _download(settings: PretrainedSettings) -> Path:
@@ -153,13 +142,16 @@ def _config(source: _Source, settings: PretrainedSettings, workload: WorkloadSet
     name = settings.pretrained
     if source.gguf is None:
         config_file(source.folder)
-    with _one_sentence(settings, f"its {CONFIG_FILE} is none that transformers knows"), _quiet():
+    what = f"its {source.gguf or CONFIG_FILE} describes no model that transformers knows"
+    with _one_sentence(settings, what), _quiet():
         config: PretrainedConfig = AutoConfig.from_pretrained(
             source.folder,
             local_files_only=True,
             trust_remote_code=False,
             **({"gguf_file": source.gguf} if source.gguf else {}),
         )
+        if source.gguf:
+            _refuse_a_larger_model(config, source.folder / source.gguf)
     made_for = config.architectures or []
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING or any(not _writes_on(kind) for kind in made_for):
         raise UsageError(
@@ -188,6 +180,21 @@ def _config(source: _Source, settings: PretrainedSettings, workload: WorkloadSet
     return config
 
 
+def _refuse_a_larger_model(config: PretrainedConfig, file: Path) -> None:
+    """Raise ValueError where a GGUF file's settings describe a model of more weights than its tensors hold.
+
+    Such a model would take memory that the file's size does not tell.
+    """
+    held = gguf_header.read(file)
+    layers = config.num_hidden_layers
+    if layers > held.tensors:
+        raise ValueError(f"its settings say {layers:,} layers, and it holds {held.tensors:,} tensors")
+    with torch.device("meta"):  # sizes without memory
+        described = sum(weight.numel() for weight in _fresh(config).parameters())
+    if described > held.elements:
+        raise ValueError(f"its settings describe {described:,} weights, and its tensors hold {held.elements:,}")
+
+
 def _writes_on(architecture: str) -> bool:
     return architecture.endswith(("ForCausalLM", "LMHeadModel"))
 
@@ -205,6 +212,10 @@ def _fresh(config: PretrainedConfig) -> PreTrainedModel:
     return model
 
 
+_UNFIT = (OSError, ValueError, LookupError, RuntimeError, TypeError, ImportError, ArithmeticError, AttributeError)
+"""What transformers raises for files that are not a model, or settings that make none."""
+
+
 @contextlib.contextmanager
 def _one_sentence(settings: PretrainedSettings, what: str) -> Iterator[None]:
     """Turn what transformers raises for files that are not a model into a sentence."""
@@ -212,7 +223,7 @@ def _one_sentence(settings: PretrainedSettings, what: str) -> Iterator[None]:
 
     try:
         yield
-    except (OSError, ValueError, LookupError, RuntimeError, TypeError, ImportError, SafetensorError) as error:
+    except (*_UNFIT, SafetensorError) as error:
         raise UsageError(
             f"{SETTING}: {settings.pretrained}: {what} ({_line(error)}); supply it in the hub's layout, as "
             "`save_pretrained` writes it."

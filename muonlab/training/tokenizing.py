@@ -115,7 +115,7 @@ def _from_gguf(file: Path, where: str) -> tuple[Tokenizer, str | None]:
         found = AutoTokenizer.from_pretrained(
             file.parent, gguf_file=file.name, local_files_only=True, trust_remote_code=False
         )
-    except (OSError, ValueError, LookupError, ImportError) as error:
+    except Exception as error:  # of two libraries, one of which raises bare Exceptions
         raise UsageError(f"{where}: {file.name} gives no tokenizer ({str(error).partition(chr(10))[0]}).") from None
     return found.backend_tokenizer, found.eos_token
 

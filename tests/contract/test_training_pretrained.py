@@ -204,7 +204,7 @@ def plain(tmp_path: Path) -> Path:
         ({"attention_dropout": 0.1}, "has attention_dropout above 0"),
         ({"architectures": ["LlamaForSequenceClassification"]}, "is a LlamaForSequenceClassification"),
         ({"model_type": "t5", "architectures": ["T5ForConditionalGeneration"]}, "is a T5ForConditionalGeneration"),
-        ({"model_type": "no-such"}, "config.json is none that transformers knows"),
+        ({"model_type": "no-such"}, "config.json describes no model that transformers knows"),
         ({"num_hidden_layers": 3}, "9 parameters missing, such as model.layers.2"),
         ({"num_hidden_layers": 1}, "9 too many, such as model.layers.1"),
         ({"intermediate_size": 16}, "cannot be read|of another shape"),

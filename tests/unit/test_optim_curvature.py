@@ -48,6 +48,15 @@ def test_an_eigenvalue_lies_within_the_residual(iterations):
     assert residual > 1e-6  # five eigenvalues take five iterations
 
 
+def test_it_ends_as_soon_as_the_residual_is_small_enough():
+    loss, parameters = quadratic([10.0, *np.linspace(-1, 1, 60)])
+    found = [top_hessian_eigenvalue(loss, parameters, iterations=n, seed=3) for n in range(1, 30)]
+    enough = next(curvature for curvature in found if curvature.residual <= 0.01)
+    assert enough != found[-1]
+    assert enough.value == pytest.approx(10.0, rel=1e-3)
+    assert top_hessian_eigenvalue(loss, parameters, iterations=30, tolerance=0.01, seed=3) == enough
+
+
 def test_two_ends_of_one_length_do_not_swing():
     """Where power iteration does not converge at all."""
     loss, parameters = quadratic([5.0, -5.0, *np.linspace(-4, 4, 58)])

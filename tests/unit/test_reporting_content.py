@@ -295,7 +295,26 @@ def test_diagnostics_are_means_over_seeds_at_shared_steps():
     assert turn.last_range == pytest.approx((0.15, 0.15 + 0.04))
     shown = table(build(standing, pictures=()), "Diagnostics")
     rows = {(row[0], row[1].split(" [")[0]): row for row in shown.rows}
-    assert rows[("nolah", "turn from Muon's own update")][2:] == ("0.0700", "0.120", "0.170", "10 to 30", "5")
+    assert rows[("nolah", "turn from Muon's own update")][2:] == ("0.0700", "0.120", "0.120", "0.170", "10 to 30", "5")
+
+
+def test_the_early_mean_is_over_the_first_part_of_the_run_alone():
+    late = round(0.3 * STEPS) + 1
+
+    def turning(seed: int) -> dict[str, list[tuple[int, float]]]:
+        return {"opt_turn": [(10, 0.2), (late - 1, 0.4), (late, 0.9)], "grad_norm": [(late, 2.0 + seed)]}
+
+    standing = diagnosed(muon=turning, nolah=turning)
+    found = {d.quantity: d for d in standing.diagnostics}
+    assert found["opt_turn"].early == pytest.approx(0.3)
+    assert found["opt_turn"].mean == pytest.approx(0.5)
+    assert found["grad_norm"].early is None
+    start = next(sentence for sentence in hypotheses(standing) if "too aggressive" in sentence)
+    assert "at step 10: nolah 0.200; in the first 30% of the steps: nolah 0.300; on average: nolah 0.500." in start
+    shown = table(build(standing, pictures=()), "Diagnostics")
+    rows = {(row[0], row[1].split(" [")[0]): row for row in shown.rows}
+    assert rows[("nolah", "turn from Muon's own update")][3] == "0.300"
+    assert rows[("nolah", "gradient norm, all parameters")][3] == "–"
 
 
 def test_a_mean_is_never_over_the_runs_that_survived():
