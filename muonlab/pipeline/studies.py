@@ -423,12 +423,11 @@ class StudyStatus(Answer):
 def status_of(layout: Layout, slug: str) -> StudyStatus:
     """Look at all the evidence of a study again: ledger, git history, scratch, outputs."""
     snapshot = collect(layout, slug)
-    by_digest = {cell.digest: [r for r in snapshot.records if r.cell_digest == cell.digest] for cell in snapshot.cells}
     cells = []
     tuning = snapshot.study.kind == "tuning"
     points = [point for _, _, point in declared_grid(snapshot.study)] if tuning else [{}] * len(snapshot.cells)
     for cell, options in zip(snapshot.cells, points, strict=True):
-        attempts = by_digest[cell.digest]
+        attempts = snapshot.attempts_at(cell)
         outcome = next((r for r in attempts if r.is_result), attempts[-1] if attempts else None)
         cells.append(
             CellStatus(
