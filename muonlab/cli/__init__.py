@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from muonlab.cli.accept import accept
 from muonlab.cli.archive import archive
 from muonlab.cli.calibrate import calibrate
 from muonlab.cli.compare import compare
@@ -33,7 +34,7 @@ def main() -> None:
 
 main.add_chapters(
     {
-        "Studies": (study, next_, report, archive, ui),
+        "Studies": (study, next_, report, archive, accept, ui),
         "Results and plans without a study": (compare, power, calibrate),
         "One run": (baseline, nolah, pretrain, verify),
         "This machine": (status, logs, commit, download, doctor, setup),

@@ -50,6 +50,7 @@ _MUON_COMPLETE=fish_source muon | source           # in ~/.config/fish/completio
 
 def answers() -> Mapping[str, Sequence[type[Answer]]]:
     """Command -> what its --json prints."""
+    from muonlab.pipeline.accept import Accepted
     from muonlab.pipeline.advice import Advice
     from muonlab.pipeline.archive import ArchiveAnswer
     from muonlab.pipeline.doctor import Doctor
@@ -70,6 +71,7 @@ def answers() -> Mapping[str, Sequence[type[Answer]]]:
         "muon study select": (Selected,),
         "muon next": (Advice,),
         "muon archive": (ArchiveAnswer,),
+        "muon accept": (Accepted,),
         "muon verify": (Verification,),
         "muon status": (Running,),
         "muon commit": (Committed,),

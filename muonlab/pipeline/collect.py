@@ -32,12 +32,14 @@ from muonlab.pipeline.tuning_checks import check_tuning
 from muonlab.pipeline.tuning_results import arm_tunings
 from muonlab.pipeline.verify import agree_to_rounding
 from muonlab.registry import ledger
+from muonlab.registry.acceptance import older_digests, refuted
 from muonlab.registry.canonical import sha256_of
 from muonlab.registry.files import file_sha256
 from muonlab.registry.record import RunRecord
 from muonlab.registry.settings import Params
 from muonlab.registry.snapshot import DeclaredCell, KnownRun, Snapshot
 from muonlab.registry.study import Study
+from muonlab.reporting.carried import carried_notes
 from muonlab.reporting.standing import SAME_START
 
 EXPERIMENT_SNAPSHOT = "reports/exp/registry.json"
@@ -61,19 +63,22 @@ def collect(layout: Layout, slug: str, *, sweep: bool = True) -> Snapshot:
     held = ledger.append(layout.ledger, _all_records(layout, findings, sweep=sweep))
     # In an order of their own: that of the lines is another one in a clone that has merged them otherwise.
     known = sorted(held.records, key=lambda r: (r.started_at, r.attempt_id))
+    older = older_digests(held.acceptances)
     cells = [
-        DeclaredCell(arm=cell.arm, seed=cell.seed, digest=cell.digest) for cell in study_cells(layout, params, study)
+        DeclaredCell(arm=cell.arm, seed=cell.seed, digest=cell.digest, older=older.get(cell.digest, []))
+        for cell in study_cells(layout, params, study)
     ]
-    digests = {cell.digest for cell in cells}
+    digests = {digest for cell in cells for digest in cell.digests}
     records = [r for r in known if r.cell_digest in digests or r.study == slug]
     tuned, edited = arm_tunings(layout, params, study, known)
     findings += [*held.findings, *edited]
-    findings += _contradictions(records, cells, study)
+    findings += [*_contradictions(records, cells, study), *refuted(held.acceptances, digests)]
     registration = read_registration(layout, slug)
     if registration is not None and not registration.is_whole:
         findings.append(
             f"experiments/{slug}/registration.json: its declaration does not hash to its registration; it was edited."
         )
+    acceptances = [a for a in held.acceptances if any(c.digest in digests for c in a.carried)]
     return Snapshot(
         study=study,
         settings=params.workloads[study.workload].settings,
@@ -87,10 +92,16 @@ def collect(layout: Layout, slug: str, *, sweep: bool = True) -> Snapshot:
         registration=registration,
         current_registration=current_registration(params, study),
         findings=sorted(set(findings)),
-        notes=[*held.notes, *_rounded(records), *_without_outputs(layout, study, cells, records)],
-        left_out=_left_out(layout, params, study, known),
+        notes=[
+            *held.notes,
+            *_rounded(records, cells),
+            *_without_outputs(layout, study, cells, records),
+            *carried_notes(acceptances, digests),
+        ],
+        left_out=_left_out(layout, params, study, known, older),
         outside=_outside(study, cells, known),
         tuning=tuned,
+        acceptances=acceptances,
         ledger_sha256=ledger.content_sha256(layout.ledger),
         gates=gate_states(layout, study),
         selection=state_of(layout, study, functools.partial(read_declaration, layout)),
@@ -158,9 +169,9 @@ def _without_outputs(
     lost = [
         f"{cell.arm}-{cell.seed}"
         for cell in cells
-        if cell.digest in results
+        if not results.isdisjoint(cell.digests)
         and not (layout.runs(study.slug) / f"{cell.arm}-{cell.seed}" / "train.json").exists()
-        and not (CellScratch(layout, cell.digest).bundle / "manifest.json").exists()
+        and not any((CellScratch(layout, digest).bundle / "manifest.json").exists() for digest in cell.digests)
     ]
     if lost:
         yield (
@@ -169,7 +180,9 @@ def _without_outputs(
         )
 
 
-def _left_out(layout: Layout, params: Params, study: Study, records: list[RunRecord]) -> list[KnownRun]:
+def _left_out(
+    layout: Layout, params: Params, study: Study, records: list[RunRecord], older: dict[str, list[str]]
+) -> list[KnownRun]:
     """Results at the study's arms on other seeds than the declared: found by digest, whatever name they bear."""
     if study.kind == "tuning":
         return []
@@ -185,9 +198,9 @@ def _left_out(layout: Layout, params: Params, study: Study, records: list[RunRec
         for arm in study.arms
     ]
     return [
-        KnownRun(arm=cell.arm, seed=cell.seed, digest=cell.digest, study=known[cell.digest].study)
+        KnownRun(arm=cell.arm, seed=cell.seed, digest=cell.digest, study=known[found[0]].study)
         for cell in cells
-        if cell.digest in known
+        if (found := [d for d in (cell.digest, *older.get(cell.digest, [])) if d in known])
     ]
 
 
@@ -195,8 +208,8 @@ def _outside(study: Study, cells: list[DeclaredCell], records: list[RunRecord]) 
     """Results of undeclared arms and variants that are comparable with the study's baseline on a declared seed."""
     if study.kind == "tuning":
         return []
-    declared = {cell.digest for cell in cells}
-    ours = {cell.digest for cell in cells if cell.arm == study.baseline}
+    declared = {digest for cell in cells for digest in cell.digests}
+    ours = {digest for cell in cells if cell.arm == study.baseline for digest in cell.digests}
     baselines = {r.seed: r for r in records if r.is_result and r.cell_digest in ours}
 
     def comparable(record: RunRecord) -> bool:
@@ -218,12 +231,13 @@ def _outside(study: Study, cells: list[DeclaredCell], records: list[RunRecord]) 
     return sorted(found.values(), key=lambda run: (run.arm, run.seed, run.digest))
 
 
-def _repeated(records: list[RunRecord]) -> Iterator[tuple[RunRecord, RunRecord]]:
+def _repeated(records: list[RunRecord], cells: list[DeclaredCell]) -> Iterator[tuple[RunRecord, RunRecord]]:
     """A cell's first result with each later one that is not the same; `records` by their start."""
     results: dict[str, RunRecord] = {}
+    now = {digest: cell.digest for cell in cells for digest in cell.older}
     for record in records:
         if record.is_result:
-            first = results.setdefault(record.cell_digest, record)
+            first = results.setdefault(now.get(record.cell_digest, record.cell_digest), record)
             if first.outcome() != record.outcome():
                 yield first, record
 
@@ -235,9 +249,9 @@ def _differ_by_rounding(first: RunRecord, again: RunRecord) -> bool:
     )
 
 
-def _rounded(records: list[RunRecord]) -> Iterator[str]:
+def _rounded(records: list[RunRecord], cells: list[DeclaredCell]) -> Iterator[str]:
     """Which cells were trained more than once and agree to rounding; the first counts, whatever the others gave."""
-    for first, record in _repeated(records):
+    for first, record in _repeated(records, cells):
         if _differ_by_rounding(first, record):
             yield (
                 f"cell {record.arm}-{record.seed} ({record.cell_digest[:12]}): a second attempt agrees with the first "
@@ -247,7 +261,7 @@ def _rounded(records: list[RunRecord]) -> Iterator[str]:
 
 def _contradictions(records: list[RunRecord], cells: list[DeclaredCell], study: Study) -> Iterator[str]:
     """Cells with two different outcomes, and cells recorded in the study's name under other inputs."""
-    for first, record in _repeated(records):
+    for first, record in _repeated(records, cells):
         if not _differ_by_rounding(first, record):
             yield (
                 f"cell {record.arm}-{record.seed} ({record.cell_digest[:12]}): two attempts at the same cell ended "
@@ -256,19 +270,20 @@ def _contradictions(records: list[RunRecord], cells: list[DeclaredCell], study: 
             )
     if study.kind == "tuning":
         return  # one arm and seed stands for a whole grid of cells there
-    declared = {(cell.arm, cell.seed): cell.digest for cell in cells}
+    declared = {(cell.arm, cell.seed): cell for cell in cells}
     for record in records:
-        digest = declared.get((record.arm, record.seed))
-        if record.study == study.slug and record.is_result and digest not in (None, record.cell_digest):
-            current = next((r for r in records if r.cell_digest == digest and r.is_result), None)
+        cell = declared.get((record.arm, record.seed))
+        if record.study == study.slug and record.is_result and cell and record.cell_digest not in cell.digests:
+            current = next((r for r in records if r.cell_digest in cell.digests and r.is_result), None)
             changed = (
                 [n for n, v in record.hashes if n in _INPUTS and v != getattr(current.hashes, n)] if current else []
             )
             yield (
                 f"cell {record.arm}-{record.seed}: recorded in this study under other inputs "
                 f"({', '.join(changed) or 'parameters, model, code, environment or data'} changed; digest "
-                f"{record.cell_digest[:12]}, now {str(digest)[:12]}); choosing between the two would be a selection, "
-                "so declare a new study (`muon study new`) for the new inputs."
+                f"{record.cell_digest[:12]}, now {cell.digest[:12]}); choosing between the two would be a selection, "
+                "so declare a new study (`muon study new`) for the new inputs, or, where nothing but code was changed "
+                f"and no number should be, `muon accept {study.slug}`."
             )
 
 

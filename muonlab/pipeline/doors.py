@@ -12,7 +12,7 @@ import logging
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -148,13 +148,8 @@ def in_place(layout: Layout, study: Study) -> InPlace:
     Uses DVC's Python API, since no command answers this without restoring; a version of DVC whose API has moved
     is refused rather than guessed around, because a wrong answer here trains cells twice.
     """
-    os.environ.setdefault("DVC_NO_ANALYTICS", "true")
-    from dvc.repo import Repo
     from dvc.stage.cache import RunCacheNotFoundError
     from dvc_data.hashfile.hash_info import HashInfo
-
-    # It would say on standard output that it restores, where it is only asked whether it could.
-    logging.getLogger("dvc").setLevel(logging.WARNING)
 
     def has(stage: Any) -> bool:
         if not stage.changed():
@@ -169,22 +164,40 @@ def in_place(layout: Layout, study: Study) -> InPlace:
             return False
         return True
 
+    with _repository(layout) as repo:
+        (data,) = repo.stage.collect(f"data/dvc.yaml:prepare_data@{study.workload}")
+        if data.changed():
+            return InPlace(data=False, cells=set(), concluded=False)
+        stages = repo.stage.collect(str(layout.study(study.slug) / "dvc.yaml")) if study.kind == "comparison" else []
+        trains = {stage.name.removeprefix("train@"): stage for stage in stages if stage.name.startswith("train@")}
+        rest = [stage for stage in stages if not stage.name.startswith("train@")]
+        return InPlace(
+            data=True,
+            cells={key for key, stage in trains.items() if has(stage)},
+            concluded=not any(stage.changed_outs() for stage in rest),
+        )
+
+
+def kept_outputs(layout: Layout, study: Study) -> set[str]:
+    """Keys of the cells whose outputs are in place as the study's lock file has them, whatever they depend on."""
+    with _repository(layout) as repo:
+        stages = repo.stage.collect(str(layout.study(study.slug) / "dvc.yaml"))
+        trains = {stage.name.removeprefix("train@"): stage for stage in stages if stage.name.startswith("train@")}
+        return {key for key, stage in trains.items() if not stage.changed_outs()}
+
+
+@contextlib.contextmanager
+def _repository(layout: Layout) -> Iterator[Any]:
+    """DVC's own view of the repository, locked. Raises UsageError where its Python API is another one."""
+    os.environ.setdefault("DVC_NO_ANALYTICS", "true")
+    from dvc.repo import Repo
+
+    # It would say on standard output that it restores, where it is only asked whether it could.
+    logging.getLogger("dvc").setLevel(logging.WARNING)
     try:
         # DVC takes relative paths for paths from the working folder.
         with contextlib.chdir(layout.root), Repo(str(layout.root)) as repo, repo.lock:
-            (data,) = repo.stage.collect(f"data/dvc.yaml:prepare_data@{study.workload}")
-            if data.changed():
-                return InPlace(data=False, cells=set(), concluded=False)
-            stages = (
-                repo.stage.collect(str(layout.study(study.slug) / "dvc.yaml")) if study.kind == "comparison" else []
-            )
-            trains = {stage.name.removeprefix("train@"): stage for stage in stages if stage.name.startswith("train@")}
-            rest = [stage for stage in stages if not stage.name.startswith("train@")]
-            return InPlace(
-                data=True,
-                cells={key for key, stage in trains.items() if has(stage)},
-                concluded=not any(stage.changed_outs() for stage in rest),
-            )
+            yield repo
     except (AttributeError, TypeError) as error:
         raise UsageError(
             f"dvc: its Python API is not the one that was tested ({error}); install the version in constraints.txt."

@@ -44,6 +44,8 @@ from muonlab.pipeline.registered import read_registration
 from muonlab.pipeline.resolve import TRAINING_OPTIONS, resolve_settings, study_cells
 from muonlab.pipeline.running import ended_attempts, running
 from muonlab.pipeline.study_run import check_names, obstacles
+from muonlab.registry import ledger
+from muonlab.registry.acceptance import older_digests
 from muonlab.registry.cell import Cell
 from muonlab.registry.errors import OverBudgetError
 from muonlab.registry.record import RunRecord
@@ -198,7 +200,7 @@ def make_plan(
     notes = [] if study.twin_of is None else [f"A rehearsal of {study.twin_of}, about which it decides nothing."]
     notes += [line for gate in gates_of(layout, study) for line in gate.lines()]
     notes += [f"The run would refuse: {sentence}" for sentence in obstacles(layout, params, study)]
-    with _shadow(layout, params, study) as shadow:
+    with shadow_of(layout, params, study) as shadow:
         asked = doors.in_place(shadow, study)
         cells = study_cells(shadow, params, study) if asked.data else []
     if not asked.data:
@@ -206,7 +208,8 @@ def make_plan(
             f"The data of {study.workload} are not prepared here; the run prepares them first, and may then find that "
             "some of these cells need no training."
         )
-    digests = {cell.digest for cell in cells}
+    older = older_digests(ledger.read(layout.ledger).acceptances)
+    digests = {digest for cell in cells for digest in (cell.digest, *older.get(cell.digest, []))}
     training = [cell for cell in running(layout, gpu=False).cells if cell.study == slug or cell.digest in digests]
     if now := sum(cell.digest in digests for cell in training):
         notes.append(f"Of the cells to train, {now} {'is' if now == 1 else 'are'} being trained now: `muon status`.")
@@ -216,7 +219,7 @@ def make_plan(
     planned: list[PlannedCell] = []
     to_train: list[tuple[str, int]] = []
     for index, (arm, seed, options) in enumerate(declared_grid(study)):
-        state = _state(layout, study, cells[index], asked.cells, known) if cells else "to_train"
+        state = _state(layout, study, cells[index], asked.cells, known, older) if cells else "to_train"
         if state == "to_train":
             to_train.append((arm, seed))
         if f"{arm}-{seed}" not in chosen:
@@ -262,13 +265,16 @@ def size_of_runs(params: Params, study: Study) -> RunSize:
     )
 
 
-def _state(layout: Layout, study: Study, cell: Cell, in_dvc: set[str], known: set[str]) -> State:
+def _state(
+    layout: Layout, study: Study, cell: Cell, in_dvc: set[str], known: set[str], older: dict[str, list[str]]
+) -> State:
     if study.kind == "tuning":
         if cell.digest in known:
             return "in_place"
     elif cell.key in in_dvc:
         record = read_record(layout.runs(study.slug) / cell.key)
-        return "in_place" if record is not None and record.cell_digest == cell.digest else "restored"
+        own = (cell.digest, *older.get(cell.digest, ()))
+        return "in_place" if record is not None and record.cell_digest in own else "restored"
     return "to_train" if CellScratch(layout, cell.digest).finished() is None else "waiting"
 
 
@@ -349,7 +355,7 @@ def _ranges(numbers: list[int]) -> str:
 
 
 @contextmanager
-def _shadow(layout: Layout, params: Params, study: Study) -> Iterator[Layout]:
+def shadow_of(layout: Layout, params: Params, study: Study) -> Iterator[Layout]:
     """A temporary tree in which DVC sees the study as its run would, brought up to date; removed afterwards."""
     with tempfile.TemporaryDirectory(prefix="muonlab-plan-") as name:
         shadow = Layout(root=Path(name), main=layout.main)

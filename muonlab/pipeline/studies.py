@@ -21,7 +21,6 @@ from muonlab.pipeline.study_run import RunOutcome
 from muonlab.pipeline.tuning_checks import check_tuning, why_untuned
 from muonlab.pipeline.tuning_results import arm_tunings
 from muonlab.registry.errors import CellsFailedError, IntegrityError, MuonlabError, OverBudgetError
-from muonlab.registry.record import RunRecord
 from muonlab.registry.settings import Params
 from muonlab.registry.study import Decision, Study
 from muonlab.reporting.criteria import Passed
@@ -424,14 +423,11 @@ class StudyStatus(Answer):
 def status_of(layout: Layout, slug: str) -> StudyStatus:
     """Look at all the evidence of a study again: ledger, git history, scratch, outputs."""
     snapshot = collect(layout, slug)
-    by_digest: dict[str, list[RunRecord]] = {cell.digest: [] for cell in snapshot.cells}
-    for record in snapshot.records:
-        by_digest.setdefault(record.cell_digest, []).append(record)
     cells = []
     tuning = snapshot.study.kind == "tuning"
     points = [point for _, _, point in declared_grid(snapshot.study)] if tuning else [{}] * len(snapshot.cells)
     for cell, options in zip(snapshot.cells, points, strict=True):
-        attempts = by_digest[cell.digest]
+        attempts = snapshot.attempts_at(cell)
         outcome = next((r for r in attempts if r.is_result), attempts[-1] if attempts else None)
         cells.append(
             CellStatus(

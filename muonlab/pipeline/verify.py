@@ -19,7 +19,7 @@ import math
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from muonlab.pipeline.answer import Answer
 from muonlab.pipeline.evaluations import read_record
@@ -105,32 +105,60 @@ def verify(layout: Layout, run: str, *, steps: int | None) -> Verification:
         )
     cell = resolve_cell(layout, params, record.workload, record.arm, record.seed)
     _refuse_another_cell(name, cell, record)
-    expected = _recorded_rows(folder / "curve.csv", record)
-    if steps is not None and steps < record.final_step:
-        expected = [row for row in expected if row["step"] <= steps]
-        if not expected or expected[-1]["step"] == 0:
-            raise UsageError(
-                f"runs/{name}: the record has no row within the first {count(steps, 'step')}; its first is at "
-                f"step {_first_step(folder / 'curve.csv', record)}, so give --steps at least that."
-            )
-        last = int(expected[-1]["step"])
-    else:
-        last = record.final_step
-    found, outcome = _train(layout, cell, last if last < record.final_step else None)
     same = record.hashes.environment == cell.inputs.environment
-    whole = outcome is not None
     exact = same and record.repeats == "bit for bit"
+    found = train_again(layout, cell, record, folder, steps=steps, exact=exact)
     return Verification(
         run=name,
-        agrees=(difference := _difference(expected, found, record, outcome, exact=exact)) is None,
-        steps=last,
+        agrees=found.difference is None,
+        steps=found.steps,
         of_steps=record.final_step,
-        rows=len(expected),
-        weights_compared=whole and exact and record.hashes.weights is not None,
+        rows=found.rows,
+        weights_compared=found.weights_compared,
         same_environment=same,
         same_code=record.hashes.code == cell.inputs.code,
         tolerance=None if exact else TOLERANCE,
-        difference=difference,
+        difference=found.difference,
+    )
+
+
+class Again(NamedTuple):
+    """What came out when steps of a recorded run were made again."""
+
+    steps: int
+    """Optimizer steps that were made."""
+    rows: int
+    """Rows of the curve that were compared."""
+    weights_compared: bool
+    """The final weights were compared, too."""
+    difference: str | None
+    """The first thing that is not as recorded, in words."""
+
+
+def train_again(
+    layout: Layout, cell: Cell, record: RunRecord, folder: Path, *, steps: int | None, exact: bool
+) -> Again:
+    """Train a cell from its start, its first `steps` or all of it, and compare it with the run recorded in `folder`.
+
+    Bit for bit where `exact`, else within TOLERANCE. Raises UsageError where the record has no row within `steps`.
+    """
+    expected = _recorded_rows(folder / "curve.csv", record)
+    last = record.final_step
+    if steps is not None and steps < record.final_step:
+        first = next((int(row["step"]) for row in expected if row["step"] > 0), record.final_step)
+        if steps < first:
+            raise UsageError(
+                f"runs/{folder.parent.name}/{folder.name}: the record has no row within the first "
+                f"{count(steps, 'step')}; its first is at step {first}, so give --steps at least that."
+            )
+        expected = [row for row in expected if row["step"] <= steps]
+        last = int(expected[-1]["step"])
+    found, outcome = _train(layout, cell, last if last < record.final_step else None)
+    return Again(
+        steps=last,
+        rows=len(expected),
+        weights_compared=outcome is not None and exact and record.hashes.weights is not None,
+        difference=_difference(expected, found, record, outcome, exact=exact),
     )
 
 
@@ -168,10 +196,6 @@ def _recorded_rows(path: Path, record: RunRecord) -> list[Row]:
 
 def _numbers(row: dict[str, str]) -> Row:
     return {column: float(text) for column, text in row.items() if text != "" and column not in NOT_COMPARED}
-
-
-def _first_step(path: Path, record: RunRecord) -> int:
-    return next(int(row["step"]) for row in _recorded_rows(path, record) if row["step"] > 0)
 
 
 def _train(layout: Layout, cell: Cell, until: int | None) -> tuple[list[Row], TrainOutcome | None]:

@@ -193,8 +193,7 @@ def _progress(cell: str, at: AttemptProgress | None) -> str:
 
 
 def _state(snapshot: Snapshot, pulse: _Pulse) -> str:
-    known = {record.cell_digest for record in snapshot.records if record.is_result}
-    ended = sum(cell.digest in known for cell in snapshot.cells)
+    ended = sum(snapshot.outcome_of(cell) is not None for cell in snapshot.cells)
     text = f"{ended} of {count(len(snapshot.cells), 'run')} ended"
     if pulse.running:
         return f"{text}, training {'; '.join(_progress(*item) for item in sorted(pulse.running.items()))}"

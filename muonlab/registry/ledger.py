@@ -1,5 +1,8 @@
 """The ledger: every attempt at every cell, append-only, one JSON object a line with its own SHA-256.
 
+A line of schema_version 1 is an attempt; one of 2 an acceptance (muonlab.registry.acceptance), which a version of
+muonlab that knows none refuses in a sentence.
+
 One file serves all studies, since cells are shared between them. Appending is safe from several processes;
 reading verifies every line. The rules of a merge:
 
@@ -31,11 +34,12 @@ from filelock import FileLock
 from pydantic import ValidationError
 
 from muonlab.registry import versions
+from muonlab.registry.acceptance import Acceptance
 from muonlab.registry.canonical import canonical_json, sha256_of
 from muonlab.registry.record import RunRecord
 
-VERSION = 1
-"""The schema_version that is written and read."""
+ROWS: dict[int, type[RunRecord] | type[Acceptance]] = {1: RunRecord, 2: Acceptance}
+"""schema_version -> what a line of it holds."""
 KEPT_VERSIONS = 4
 """Committed versions kept in memory, to tell still older ones by."""
 
@@ -48,16 +52,18 @@ class Ledger(NamedTuple):
     """Sentences, each naming a line or a cell whose record cannot be trusted."""
     notes: list[str]
     """Sentences on what was mended: rows that had been deleted and are put back."""
+    acceptances: tuple[Acceptance, ...] = ()
+    """The comparisons of code, by their time."""
 
 
-def to_line(record: RunRecord) -> str:
-    """The line that stands for a record: its canonical JSON with the SHA-256 of the rest added."""
-    content = record.model_dump(mode="json")
+def to_line(row: RunRecord | Acceptance) -> str:
+    """The line that stands for a row: its canonical JSON with the SHA-256 of the rest added."""
+    content = row.model_dump(mode="json")
     return canonical_json({**content, "sha256": sha256_of(content)})
 
 
-def parse_line(line: str) -> RunRecord:
-    """Return the record of a line; raises ValueError with the reason when the line is not what was written."""
+def parse_line(line: str) -> RunRecord | Acceptance:
+    """Return the row of a line; raises ValueError with the reason when the line is not what was written."""
     record = _as_written(line)
     return record if record is not None else _parse_slowly(line)
 
@@ -84,7 +90,7 @@ def _as_written(line: str) -> RunRecord | None:
 _STATED = re.compile(r',"sha256":"([0-9a-f]{64})"')
 
 
-def _parse_slowly(line: str) -> RunRecord:
+def _parse_slowly(line: str) -> RunRecord | Acceptance:
     try:
         content = json.loads(line)
         stated = content.pop("sha256")
@@ -95,22 +101,23 @@ def _parse_slowly(line: str) -> RunRecord:
                 "`muon study status` records its attempt again where the run was made, and then the line can be deleted"
             ) from error
         raise ValueError("is not a ledger line") from error
-    if (version := content.get("schema_version")) != VERSION:
+    version = content.get("schema_version")
+    if type(version) is not int or version not in ROWS:
         raise ValueError(_of_another_version(version))
     if sha256_of(content) != stated:
         raise ValueError("was edited after it was written (its sha256 does not match)")
     try:
-        return RunRecord.model_validate(content)
+        return ROWS[version].model_validate(content)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         raise ValueError(f"is not a valid record ({'.'.join(map(str, first['loc']))}: {first['msg']})") from error
 
 
 def _of_another_version(version: object) -> str:
-    has = f"has schema_version {version!r}, and this muonlab reads {VERSION}"
-    if isinstance(version, int) and version > VERSION:
+    has = f"has schema_version {version!r}, and this muonlab reads {' and '.join(map(str, ROWS))}"
+    if isinstance(version, int) and version > max(ROWS):
         return f"{has}: a newer one wrote it; update muonlab (`git pull`, then `make setup`)"
-    return f"{has}, the first there has been: the line was edited, and no migration is needed; take it back from git"
+    return f"{has}, all there have been: the line was edited, and no migration is needed; take it back from git"
 
 
 def read(path: Path) -> Ledger:
@@ -120,6 +127,7 @@ def read(path: Path) -> Ledger:
 
 def _read(path: Path, content: bytes) -> Ledger:
     records: dict[str, RunRecord] = {}
+    accepted: dict[str, Acceptance] = {}
     findings: list[str] = []
     with _no_garbage():
         # Bytes are split where lines were ended: str.splitlines also knows ends that JSON has in its strings.
@@ -131,6 +139,9 @@ def _read(path: Path, content: bytes) -> Ledger:
             except ValueError as error:
                 findings.append(f"{path.name} line {number} {error}.")
                 continue
+            if isinstance(record, Acceptance):
+                accepted[record.acceptance_id] = record
+                continue
             held = records.setdefault(record.attempt_id, record)
             # A merge by git's union keeps a line that both sides have added twice.
             if held is not record and held != record:
@@ -138,7 +149,12 @@ def _read(path: Path, content: bytes) -> Ledger:
                     f"{path.name} line {number} is the attempt {record.attempt_id}, which an earlier line has with "
                     "another content; one of the two was edited."
                 )
-    return Ledger(list(records.values()), findings, [])
+    return Ledger(list(records.values()), findings, [], _by_time(accepted.values()))
+
+
+def _by_time(acceptances: Iterable[Acceptance]) -> tuple[Acceptance, ...]:
+    # In an order of their own, as the records are taken: that of the lines is another one in another clone.
+    return tuple(sorted(acceptances, key=lambda a: (a.made_at, a.acceptance_id)))
 
 
 @contextmanager
@@ -186,8 +202,8 @@ def lost_lines(path: Path, content: bytes) -> list[str]:
     return [line.decode(errors="replace") for line in lines]
 
 
-def append(path: Path, records: Iterable[RunRecord]) -> Ledger:
-    """Merge records into the ledger file, put back committed lines that vanished, and return what it now holds.
+def append(path: Path, records: Iterable[RunRecord | Acceptance]) -> Ledger:
+    """Merge rows into the ledger file, put back committed lines that vanished, and return what it now holds.
 
     Nothing that stands in the file is ever rewritten. The findings name edited lines, restored lines and
     attempts whose content differs from what the ledger holds.
@@ -202,13 +218,24 @@ def append(path: Path, records: Iterable[RunRecord]) -> Ledger:
         known = {record.attempt_id: record for record in ledger.records}
         findings = list(ledger.findings)
         notes: list[str] = []
-        new: list[RunRecord] = []
+        new: list[RunRecord | Acceptance] = []
+        accepted = {row.acceptance_id: row for row in ledger.acceptances}
 
         @cache  # most readings bring nothing new, and then nothing asks
         def outcomes() -> set[tuple[str, object]]:
             return {(r.cell_digest, r.outcome()) for r in ledger.records if r.is_result}
 
-        def admit(record: RunRecord, *, restored: bool) -> None:
+        def admit(record: RunRecord | Acceptance, *, restored: bool) -> None:
+            if isinstance(record, Acceptance):
+                if record.acceptance_id not in accepted:
+                    accepted[record.acceptance_id] = record
+                    new.append(record)
+                    if restored:
+                        notes.append(
+                            f"the acceptance {record.acceptance_id} of {record.study}: its row was deleted from "
+                            f"{path.name}; it is put back from git's history."
+                        )
+                return
             held = known.get(record.attempt_id)
             if held is not None:
                 if held != record:
@@ -244,7 +271,8 @@ def append(path: Path, records: Iterable[RunRecord]) -> Ledger:
             # A killed writer can leave a last line without its end; a new row must not be glued to it.
             torn = content != b"" and not content.endswith(b"\n")
             _append_bytes(path, (("\n" if torn else "") + "".join(to_line(r) + "\n" for r in new)).encode())
-        return Ledger([*ledger.records, *new], findings, notes)
+        added = [row for row in new if isinstance(row, RunRecord)]
+        return Ledger([*ledger.records, *added], findings, notes, _by_time(accepted.values()))
 
 
 def _append_bytes(path: Path, added: bytes) -> None:

@@ -6,8 +6,10 @@ runs, so that they can be made again from a ledger without the runs.
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Any, Literal
 
+from muonlab.registry.acceptance import Acceptance
 from muonlab.registry.canonical import sha256_of
 from muonlab.registry.record import RunRecord
 from muonlab.registry.settings import Closed, Name, Seed, WorkloadSettings
@@ -20,6 +22,13 @@ class DeclaredCell(Closed):
     arm: Name
     seed: Seed
     digest: str
+    older: list[str] = []
+    """Its digests under other code, which was accepted as computing the same."""
+
+    @property
+    def digests(self) -> tuple[str, ...]:
+        """Every digest whose records are of this cell."""
+        return (self.digest, *self.older)
 
 
 class KnownRun(Closed):
@@ -149,11 +158,35 @@ class Snapshot(Closed):
     """What the study asks for before it may start, as it stands now."""
     tuning: dict[Name, ArmTuning] = {}
     """Arm -> how its options were chosen; an arm that no tuning study has tried is not in it."""
+    acceptances: list[Acceptance] = []
+    """By which cells of the grid were carried over to the code that there is now."""
     selection: Selection | None = None
     """Of a study that confirms what another one's results have picked."""
     ledger_sha256: str
     judged_by: str
     """SHA-256 over the code that judges and reports: other code makes the report anew."""
+
+    @property
+    def digests(self) -> set[str]:
+        """Every digest whose records are of a declared cell."""
+        return {digest for cell in self.cells for digest in cell.digests}
+
+    def attempts_at(self, cell: DeclaredCell) -> list[RunRecord]:
+        """The attempts at a declared cell, first to last."""
+        found = [number for digest in cell.digests for number in self._numbers.get(digest, ())]
+        return [self.records[number] for number in sorted(found)]
+
+    @cached_property
+    def _numbers(self) -> dict[str, list[int]]:
+        """Digest -> where its records stand in `records`."""
+        found: dict[str, list[int]] = {}
+        for number, record in enumerate(self.records):
+            found.setdefault(record.cell_digest, []).append(number)
+        return found
+
+    def outcome_of(self, cell: DeclaredCell) -> RunRecord | None:
+        """The attempt that counts for a declared cell: its first that ended with a result."""
+        return next((r for r in self.attempts_at(cell) if r.is_result), None)
 
     @property
     def amendments(self) -> list[str]:
@@ -187,8 +220,5 @@ class Snapshot(Closed):
         Sharing the baseline's runs decides nothing; a challenger whose runs were there first may have been picked by
         them. In whose name a run was made is in its hashed record, so that no clock is asked.
         """
-        made_for: dict[str, str | None] = {}
-        for record in self.records:
-            if record.is_result:
-                made_for.setdefault(record.cell_digest, record.study)
-        return [c for c in self.cells if c.arm in arms and made_for.get(c.digest, self.study.slug) != self.study.slug]
+        results = [(c, self.outcome_of(c)) for c in self.cells if c.arm in arms]
+        return [c for c, result in results if result is not None and result.study != self.study.slug]

@@ -111,7 +111,7 @@ def _warnings(standing: Standing, *, partial: bool) -> list[str]:
 
 def _cell(standing: Standing, record: RunRecord) -> Table:
     snapshot = standing.snapshot
-    declared = next((c for c in snapshot.cells if c.digest == record.cell_digest), None)
+    declared = next((c for c in snapshot.cells if record.cell_digest in c.digests), None)
     grid = f"declared as {declared.arm}-{declared.seed}" if declared else "outside the declared grid, not counted"
     columns: tuple[tuple[str, Kind], ...] = (
         ("this cell", "code"),

@@ -125,7 +125,7 @@ def _arm_summary(standing: Standing, comparison: ArmComparison) -> ArmSummary:
 def _last_result(standing: Standing) -> str | None:
     if standing.snapshot.study.provenance == "reported":
         return None
-    declared = {cell.digest for cell in standing.snapshot.cells}
+    declared = standing.snapshot.digests
     ends = [
         datetime.fromisoformat(r.started_at) + timedelta(seconds=r.wall_seconds)
         for r in standing.snapshot.records

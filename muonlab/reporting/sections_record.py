@@ -184,7 +184,7 @@ def _dirty(records: Sequence[RunRecord]) -> Iterator[tuple[str, str]]:
 def provenance(standing: Standing) -> tuple[Block, ...]:
     """What the runs were made with."""
     snapshot = standing.snapshot
-    digests = {c.digest for c in snapshot.cells}
+    digests = snapshot.digests
     records = [r for r in snapshot.records if r.cell_digest in digests]
 
     def values(found: Iterable[object]) -> str:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -199,12 +199,11 @@ def judge(snapshot: Snapshot, evaluations: Sequence[Evaluation]) -> Standing:
     cells = [_cell(snapshot, cell) for cell in snapshot.cells]
     by_key = {(cell.arm, cell.seed): cell for cell in cells}
     outcomes = {
-        (cell.arm, cell.seed): record
-        for cell in snapshot.cells
-        if (record := _outcome(snapshot.records, cell.digest)) is not None
+        (cell.arm, cell.seed): record for cell in snapshot.cells if (record := snapshot.outcome_of(cell)) is not None
     }
-    integrity = [*snapshot.findings, *_evaluation_findings(evaluations, outcomes)]
-    unscored = _unscored(evaluations, outcomes)
+    by_digest = {d: r for c in snapshot.cells if (r := outcomes.get((c.arm, c.seed))) for d in c.digests}
+    integrity = [*snapshot.findings, *_evaluation_findings(evaluations, by_digest)]
+    unscored = _unscored(evaluations, snapshot)
     arms = [arm for arm in study.arms if arm != study.baseline]
     courses = {arm: _paired_curves(snapshot, arm, by_key) for arm in arms}
     samples = {
@@ -256,7 +255,7 @@ def judge(snapshot: Snapshot, evaluations: Sequence[Evaluation]) -> Standing:
         margin=next((c.estimates.margin for c in comparisons if c.estimates.margin is not None), None),
         complete=all(cell.state in ("completed", "diverged") for cell in cells),
         integrity=integrity,
-        notes=[*snapshot.notes, *_notes(snapshot), *unscored, *_series_notes(evaluations, outcomes)],
+        notes=[*snapshot.notes, *_notes(snapshot), *unscored, *_series_notes(evaluations, by_digest)],
         evaluations=list(evaluations),
         diagnostics=_diagnostics(snapshot, evaluations),
         tried=tried,
@@ -308,14 +307,9 @@ def exit_code(standing: Standing) -> int:
     return 3 if Verdict.INCOMPLETE in verdicts or not standing.complete else 0
 
 
-def _outcome(records: Iterable[RunRecord], digest: str) -> RunRecord | None:
-    """The attempt that counts for a cell: its first that ended with a result."""
-    return next((r for r in records if r.cell_digest == digest and r.is_result), None)
-
-
 def _cell(snapshot: Snapshot, cell: DeclaredCell) -> CellStanding:
-    attempts = [r for r in snapshot.records if r.cell_digest == cell.digest]
-    outcome = _outcome(attempts, cell.digest)
+    attempts = snapshot.attempts_at(cell)
+    outcome = snapshot.outcome_of(cell)
     last = outcome or (attempts[-1] if attempts else None)
     return CellStanding(
         arm=cell.arm,
@@ -421,7 +415,7 @@ def _undeclared(snapshot: Snapshot, tried: dict[str, int]) -> int:
     described = [*study.control, *study.reference]
     if replaced:
         # What was registered before is lost, and with it which arms were only to be described.
-        late = {c.arm for c in snapshot.cells if c.arm in described and _outcome(snapshot.records, c.digest)}
+        late = {c.arm for c in snapshot.cells if c.arm in described and snapshot.outcome_of(c)}
     elif snapshot.borrowed(study.challengers) or set(before) != set(study.challengers):
         late = {cell.arm for cell in snapshot.borrowed(described)} | (set(described) & set(before))
     else:
@@ -450,7 +444,7 @@ def _scale(snapshot: Snapshot) -> dict[str, Any]:
 
 def _diagnostics(snapshot: Snapshot, evaluations: Sequence[Evaluation]) -> list[Diagnosis]:
     """The diagnostics of every arm, from the evaluations of its declared cells that have series."""
-    declared = {cell.digest for cell in snapshot.cells}
+    declared = snapshot.digests
     series: dict[str, dict[int, dict[str, list[tuple[int, float]]]]] = {}
     for line in evaluations:
         if line.series and line.cell_digest in declared:
@@ -459,10 +453,9 @@ def _diagnostics(snapshot: Snapshot, evaluations: Sequence[Evaluation]) -> list[
     return [found for arm in snapshot.study.arms for found in diagnose(arm, series.get(arm, {}), total_steps=steps)]
 
 
-def _series_notes(evaluations: Sequence[Evaluation], outcomes: dict[tuple[str, int], RunRecord]) -> list[str]:
+def _series_notes(evaluations: Sequence[Evaluation], by_digest: dict[str, RunRecord]) -> list[str]:
     """Which results were evaluated and left no series to read, and what of the series is too uncertain."""
-    counted = {record.cell_digest for record in outcomes.values()}
-    lines = [e for e in evaluations if e.cell_digest in counted]
+    lines = [e for e in evaluations if e.cell_digest in by_digest]
     lacking = [f"{e.arm}-{e.seed}" for e in lines if not e.series]
     found = []
     if lacking:
@@ -501,10 +494,9 @@ def _unlike(baseline: str, arm: str, outcomes: dict[tuple[str, int], RunRecord])
     return found
 
 
-def _evaluation_findings(evaluations: Sequence[Evaluation], outcomes: dict[tuple[str, int], RunRecord]) -> list[str]:
+def _evaluation_findings(evaluations: Sequence[Evaluation], by_digest: dict[str, RunRecord]) -> list[str]:
     """Where the saved weights do not score what the record of their training says."""
     found = []
-    by_digest = {record.cell_digest: record for record in outcomes.values()}
     for line in evaluations:
         record = by_digest.get(line.cell_digest)
         if record is None or record.val_loss is None:
@@ -517,13 +509,13 @@ def _evaluation_findings(evaluations: Sequence[Evaluation], outcomes: dict[tuple
     return found
 
 
-def _unscored(evaluations: Sequence[Evaluation], outcomes: dict[tuple[str, int], RunRecord]) -> list[str]:
+def _unscored(evaluations: Sequence[Evaluation], snapshot: Snapshot) -> list[str]:
     """Which completed cells have no evaluation of their weights beside the others'; none where nothing was scored."""
     scored = {line.cell_digest for line in evaluations}
     lacking = [
-        f"{arm}-{seed}"
-        for (arm, seed), record in outcomes.items()
-        if record.val_loss is not None and record.cell_digest not in scored
+        f"{cell.arm}-{cell.seed}"
+        for cell in snapshot.cells
+        if (record := snapshot.outcome_of(cell)) and record.val_loss is not None and scored.isdisjoint(cell.digests)
     ]
     if not scored or not lacking:
         return []
@@ -677,15 +669,14 @@ def _notes(snapshot: Snapshot) -> list[str]:
     study = snapshot.study
     if study.tuning == "untuned":
         notes.append("the arms' learning rates are untuned")
-    digests = {cell.digest for cell in snapshot.cells}
+    digests = snapshot.digests
     extra = sorted({(r.arm, r.seed) for r in snapshot.records if r.cell_digest not in digests and r.is_result})
     if extra:
         listed = _some([f"{arm}-{seed}" for arm, seed in extra])
         notes.append(f"recorded in this study's name but outside its declared grid, and not counted: {listed}")
     for cell in snapshot.cells:
-        attempts = [r for r in snapshot.records if r.cell_digest == cell.digest]
-        failed = [r for r in attempts if not r.is_result]
-        if failed and _outcome(attempts, cell.digest):
+        failed = [r for r in snapshot.attempts_at(cell) if not r.is_result]
+        if failed and snapshot.outcome_of(cell):
             reasons = "; ".join(f"attempt {r.attempt} {r.status}: {r.error}" for r in failed)
             notes.append(f"cell {cell.arm}-{cell.seed} has an outcome after {len(failed)} lost attempts ({reasons})")
     return notes

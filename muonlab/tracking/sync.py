@@ -249,9 +249,10 @@ class Mirror:
             for number, line in enumerate(part.lines[at : at + LINES_AT_ONCE], start=first + at):
                 if line.strip():
                     with self._problems_of(f"experiments/ledger.jsonl line {number}", problems):
-                        record = parse_line(line.decode())
-                        if record.attempt_id not in here:
-                            self._copy_record(record)
+                        row = parse_line(line.decode())
+                        # An acceptance is no run: those that it carries over have theirs already.
+                        if isinstance(row, RunRecord) and row.attempt_id not in here:
+                            self._copy_record(row)
                 seen.update(line)
                 size += len(line)
             write_marker(
@@ -315,11 +316,12 @@ class Mirror:
                 for cell in snapshot["cells"]:
                     if cell["arm"] in snapshot["optimizers"]:
                         optimizer = snapshot["optimizers"][cell["arm"]]
-                        found[cell["digest"]] = {
+                        computes = {
                             "seed": cell["seed"],
                             "optimizer": {"kind": optimizer["kind"], "options": optimizer["options"]},
                             "settings": snapshot["settings"],
                         }
+                        found |= dict.fromkeys((cell["digest"], *cell.get("older", ())), computes)
             except (ValueError, KeyError):
                 continue  # a snapshot of another version: the runs are shown without parameters
         return found

@@ -35,7 +35,7 @@ def run(loss: float | None, repeats: str | None, **changes: object) -> RunRecord
 def judged(*records: RunRecord) -> tuple[int, int]:
     """How many findings, and how many notes."""
     cells = [DeclaredCell(arm="muon", seed=0, digest=records[0].cell_digest)]
-    return len(list(_contradictions(list(records), cells, STUDY))), len(list(_rounded(list(records))))
+    return len(list(_contradictions(list(records), cells, STUDY))), len(list(_rounded(list(records), cells)))
 
 
 @pytest.mark.parametrize(

@@ -94,9 +94,9 @@ def test_a_record_edited_where_it_ran_is_a_finding(tmp_path: Path) -> None:
 
 def test_a_line_of_a_later_version_is_refused_with_its_version(tmp_path: Path) -> None:
     content = json.loads(ledger.to_line(record()))
-    content["schema_version"] = 2
+    content["schema_version"] = 3
     (tmp_path / "ledger.jsonl").write_text(json.dumps(content) + "\n")
-    assert "schema_version 2" in ledger.read(tmp_path / "ledger.jsonl").findings[0]
+    assert "schema_version 3" in ledger.read(tmp_path / "ledger.jsonl").findings[0]
 
 
 def test_a_torn_last_line_is_found_and_not_glued_to_the_next(tmp_path: Path) -> None:

@@ -146,7 +146,7 @@ def test_a_line_spelled_otherwise_is_the_same_record(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("version", "says"),
     [
-        (2, "a newer one wrote it; update muonlab (`git pull`, then `make setup`)"),
+        (3, "a newer one wrote it; update muonlab (`git pull`, then `make setup`)"),
         (0, "no migration is needed; take it back from git"),
         ("1", "no migration is needed; take it back from git"),
         (None, "no migration is needed; take it back from git"),

@@ -77,7 +77,7 @@ def shown_quantities(standing: Standing) -> list[str]:
 
 def _series(standing: Standing, name: str) -> dict[str, list[Curve]]:
     """Arm -> the curves of one column, of the runs that have it."""
-    declared = {cell.digest for cell in standing.cells}
+    declared = standing.snapshot.digests
     found: dict[str, list[Curve]] = {arm: [] for arm in standing.snapshot.study.arms}
     for line in standing.evaluations:
         if line.cell_digest not in declared:
