@@ -33,7 +33,7 @@ from muonlab.tracking.parent import end_with_parent
 from muonlab.tracking.postgres import Database, postgres, write_secret
 
 START_S = 180.0
-"""The first start makes the tables: some 15 s of processor time, and longer where others compute."""
+"""It takes some 10 s of processor time, much longer where others compute."""
 STOP_S = 15.0
 POLL_S = 0.5
 ADMIN_PASSWORD = "MLFLOW_AUTH_ADMIN_PASSWORD"  # noqa: S105 - a variable's name

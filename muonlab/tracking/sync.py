@@ -59,6 +59,8 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
 
 KILLED = "the process ended without a word (killed, or the machine stopped)"
+REFUSED = "it refuses user or password: set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
+SILENT = "it does not answer"
 LINES_AT_ONCE = 100
 """Lines of the ledger between two markers: so many are looked at again after a kill."""
 
@@ -116,6 +118,10 @@ class Mirror:
 
     def _told(self, error: Exception) -> str:
         """First line of an error, without the credentials that an address in it may hold."""
+        if getattr(error, "error_code", None) in ("UNAUTHENTICATED", "CUSTOMER_UNAUTHORIZED"):
+            return REFUSED
+        if "failed with exception" in str(error):
+            return f"{type(error).__name__}: {SILENT}"
         lines = str(error).replace(self.store.uri, self.store.shown).splitlines() or [""]
         return f"{type(error).__name__}: {hide_userinfo(lines[0])[:300]}"
 

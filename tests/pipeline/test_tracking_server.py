@@ -25,6 +25,7 @@ from tracking_attempts import STUDY, Attempt, environment, wait_for, whole_curve
 
 from muonlab.registry.errors import UsageError
 from muonlab.tracking import pending, start_follower, sync_once, tracking_uri
+from muonlab.tracking.parent import end_with_parent
 from muonlab.tracking.server import Address
 from muonlab.tracking.sync import Mirror
 
@@ -56,6 +57,7 @@ class Server:
         return subprocess.Popen(
             [sys.executable, "-m", "muonlab.cli", "tracking", "--folder", str(self.folder), *options],
             env=kept | variables, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            preexec_fn=lambda: end_with_parent(signal.SIGINT),
         )  # fmt: skip
 
     def refusal(self, *options: str, **variables: str) -> str:
@@ -191,7 +193,7 @@ def test_a_database_that_stops_while_an_attempt_is_shown_costs_no_point(up: Serv
     study = "002-stopped"
     attempt = Attempt(tmp_path, study=study).train(10)
     with start_follower(tmp_path):
-        wait_for(lambda: len(next(iter(up.curves(study).values()), [])) == 10, seconds=120)
+        wait_for(lambda: len(next(iter(up.curves(study).values()), [])) == 10, seconds=200)
         up.one("postgres").send_signal(signal.SIGINT)
         assert "PostgreSQL ended by itself" in up.ended()
         attempt.train(10)
@@ -213,24 +215,24 @@ def test_a_study_does_not_notice_that_its_server_is_killed_and_started(up: Serve
     study = subprocess.Popen(
         [sys.executable, "-m", "muonlab.cli", "study", "run", TOY, "-j", "1"], cwd=repository.root,
         env=repository.environment(MLFLOW_TRACKING_URI=up.uri), stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        text=True, start_new_session=True,
+        text=True, start_new_session=True, preexec_fn=lambda: end_with_parent(signal.SIGKILL),
     )  # fmt: skip
     try:
-        wait_for(lambda: list(repository.root.glob("scratch/*/attempts/*/start.json")), seconds=120)
+        wait_for(lambda: list(repository.root.glob("scratch/*/attempts/*/start.json")), seconds=200)
         paused = [found for found in psutil.Process(study.pid).children(recursive=True) if is_training(found)]
         for process in paused:
             process.suspend()
-        wait_for(lambda: up.curves(TOY), seconds=120)  # by the follower, which is not paused
+        wait_for(lambda: up.curves(TOY), seconds=200)  # by the follower, which is not paused
         leader = up.one("mlflow")
         os.killpg(leader.pid, signal.SIGKILL)
         assert "MLflow ended by itself" in up.ended()
         for process in paused:
             process.resume()
-        wait_for(repository.attempts, seconds=120)  # one ends while nobody answers
+        wait_for(repository.attempts, seconds=200)  # one ends while nobody answers
         os.killpg(study.pid, signal.SIGSTOP)
         up.start()
         os.killpg(study.pid, signal.SIGCONT)
-        out, said = study.communicate(timeout=280)
+        out, said = study.communicate(timeout=600)
     finally:
         os.killpg(study.pid, signal.SIGKILL)
     assert study.returncode == 0, out + said
