@@ -76,7 +76,7 @@ class Server:
     def ended(self) -> str:
         """Wait for its end; what it said then. Nothing that it started is left."""
         assert self.process is not None
-        _, said = self.process.communicate(timeout=60)
+        _, said = self.process.communicate(timeout=120)
         assert not [found for found in self.family if found.is_running()]
         return said
 
@@ -234,7 +234,8 @@ def test_a_study_does_not_notice_that_its_server_is_killed_and_started(up: Serve
         os.killpg(study.pid, signal.SIGCONT)
         out, said = study.communicate(timeout=600)
     finally:
-        os.killpg(study.pid, signal.SIGKILL)
+        if study.poll() is None:
+            os.killpg(study.pid, signal.SIGKILL)
     assert study.returncode == 0, out + said
     assert "Traceback" not in said
     records = repository.attempts()
