@@ -77,7 +77,11 @@ screenshots: setup  ## take the pictures of the README again (needs the default 
 docs: setup  ## write docs/cli.md from the help of the commands
 	$(BIN)/python -m muonlab.cli.manual
 
+tracking: setup  ## MLflow on PostgreSQL, for several machines, on 127.0.0.1:5000 (docs/tracking.md)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check $(CONSTRAINTS) -e '.[tracking]'
+	$(BIN)/muon tracking
+
 ui: setup  ## open MLflow on 127.0.0.1:5000
 	$(BIN)/muon ui
 
-.PHONY: help setup study smollm2 rehearsals test quick lint types imports format bench chaos figures docs screenshots ui
+.PHONY: help setup study smollm2 rehearsals test quick lint types imports format bench chaos figures docs screenshots tracking ui

@@ -15,6 +15,7 @@ from muonlab.cli.power import power
 from muonlab.cli.report import report
 from muonlab.cli.runs import commit, download, logs, status
 from muonlab.cli.study import study
+from muonlab.cli.tracking import tracking
 from muonlab.cli.ui import ui
 from muonlab.cli.verbs import baseline, nolah, pretrain
 from muonlab.cli.verify import verify
@@ -34,7 +35,7 @@ def main() -> None:
 
 main.add_chapters(
     {
-        "Studies": (study, next_, report, archive, accept, ui),
+        "Studies": (study, next_, report, archive, accept, ui, tracking),
         "Results and plans without a study": (compare, power, calibrate),
         "One run": (baseline, nolah, pretrain, verify),
         "This machine": (status, logs, commit, download, doctor, setup),

@@ -15,8 +15,10 @@ write is one that may be repeated, so a copy that was interrupted anywhere ends 
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
+import textwrap
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from types import TracebackType
@@ -26,6 +28,7 @@ from muonlab.tracking.markers import (
     tracking_uri,
     unsynced_attempts,
     unsynced_reports,
+    whole_lines,
     without_credentials,
 )
 
@@ -33,6 +36,9 @@ __all__ = ["Follower", "is_off", "pending", "rebuild", "start_follower", "sync_o
 
 OFF = "MUONLAB_TRACKING"
 """Set to `off`, this variable keeps everything from MLflow; once it is unset, the next start copies what it missed."""
+TOLD = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d ")
+"""How a line of a copying process begins; others are of libraries."""
+TOLD_LENGTH = 200
 EXIT_WAIT_S = 10.0
 """The longest that leaving a follower takes; its last pass is done in one or two seconds when the store answers."""
 
@@ -114,7 +120,8 @@ def sync_once(main: Path, timeout_s: float, *, everything: bool = False) -> str 
     except subprocess.TimeoutExpired:
         return f"{where} was not up to date within {timeout_s:g} s; {kept}"
     if done.returncode != 0:
-        return f"{where} could not be brought up to date (scratch/mlflow.log says why); {kept}"
+        why = _last_told(main).removeprefix(f"{where}: ")
+        return f"{where} could not be brought up to date ({why}; see scratch/mlflow.log); {kept}"
     return None
 
 
@@ -138,7 +145,17 @@ def _environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in paths if path)}
 
 
+def _last_told(main: Path) -> str:
+    """The problem that a copying process told last, shortened."""
+    told = [line[len("2030-01-02 03:04:05 ") :] for line in whole_lines(_log_file(main)) if TOLD.match(line)]
+    return textwrap.shorten(told[-1], TOLD_LENGTH, placeholder=" ...").rstrip(".") if told else "no reason was told"
+
+
+def _log_file(main: Path) -> Path:
+    return main / "scratch" / "mlflow.log"
+
+
 def _log(main: Path) -> IO[bytes]:
-    path = main / "scratch" / "mlflow.log"
+    path = _log_file(main)
     path.parent.mkdir(parents=True, exist_ok=True)
     return path.open("ab")

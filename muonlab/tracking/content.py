@@ -77,6 +77,11 @@ def attempt_tags(base: dict[str, Any], parent: str | None, colour: str | None) -
     return tags
 
 
+def study_tags(study: str) -> dict[str, str]:
+    """Tags of a study's own run until there is a report."""
+    return {"kind": "report", "study": study, "status": "incomplete"}
+
+
 def colours(arms: list[str]) -> dict[str, str]:
     """Colour of each arm of a study, the baseline first."""
     return {arm: ARM_COLOURS[(i - 1) % len(ARM_COLOURS)] if i else BASELINE_COLOUR for i, arm in enumerate(arms)}

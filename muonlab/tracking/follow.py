@@ -10,7 +10,6 @@ nothing is missing; with `--rebuild` it forgets the markers first.
 from __future__ import annotations
 
 import argparse
-import ctypes
 import os
 import signal
 import sys
@@ -22,13 +21,13 @@ from pathlib import Path
 
 from muonlab.tracking import pending
 from muonlab.tracking.markers import forget, running_attempts, tracking_uri, unsynced_attempts
+from muonlab.tracking.parent import end_with_parent
 from muonlab.tracking.process import EVERY_S, Sampler
 from muonlab.tracking.sync import Mirror
 
 POLL_S = 2.0
 LAST_PASS_S = 10.0
 """The process ends this long after it was told to, whatever it waits for."""
-PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -83,8 +82,7 @@ def _stop_on_sigterm_or_death_of_parent(stop: threading.Event) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group: the parent decides
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     _on_a_thread(lambda: signal.sigwait({signal.SIGTERM}), stop)
-    if sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    end_with_parent(signal.SIGTERM)
 
 
 def _wait_for_end_of_input() -> None:

@@ -12,10 +12,11 @@ from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from uuid import uuid4
 
 from filelock import FileLock
 
-from muonlab.tracking.content import views
+from muonlab.tracking.content import EXPLORATION, study_tags, views
 from muonlab.tracking.markers import SQLITE, default_uri, sqlite_file, store_is_gone, without_credentials
 
 if TYPE_CHECKING:
@@ -29,6 +30,8 @@ BATCH = 1000
 BATCH_OF_WORDS = 100
 LOCKED_TRIES = 4
 """Each waits up to MLflow's own 20 s for the lock of an sqlite file."""
+PASSING = ("database is locked", "UNIQUE constraint", "duplicate key value")
+"""Signs of a moment: another process holds the sqlite file, or was first (as sqlite and as PostgreSQL say it)."""
 STORE_LOCK_S = 60.0
 
 T = TypeVar("T")
@@ -90,7 +93,7 @@ class Store:
             try:
                 return call()
             except MlflowException as error:
-                passing = "database is locked" in str(error) or "UNIQUE constraint" in str(error)
+                passing = any(sign in str(error) for sign in PASSING)
                 if not passing or error.error_code == "RESOURCE_ALREADY_EXISTS" or not left:
                     raise
                 time.sleep(0.2)
@@ -161,20 +164,15 @@ class Store:
             lambda: self.client.create_run(experiment_id, start_time=started, tags=tags, run_name=name)
         )
 
-    def experiment(self, name: str) -> str:
-        """Id of the experiment of that name, created where there is none, restored where it was deleted."""
-        from mlflow.exceptions import MlflowException
+    def experiment(self, name: str, started: int) -> str:
+        """Id of the experiment of that name, created where there is none, restored where it was deleted.
 
+        A new one of a study has the study's own run in it, which began `started` ms after 1970.
+        """
         if name not in self._experiments:
             found = self.patiently(lambda: self.client.get_experiment_by_name(name))
             if found is None:
-                # Another store's server decides itself where artifacts go; the file in the repository has no server.
-                location = str(self.main.resolve() / "mlartifacts" / name) if self.is_own else None
-                try:
-                    self.patiently(lambda: self.client.create_experiment(name, artifact_location=location, tags=KIND))
-                except MlflowException as error:
-                    if error.error_code != "RESOURCE_ALREADY_EXISTS":
-                        raise
+                self._publish(name, started)
                 found = self.patiently(lambda: self.client.get_experiment_by_name(name))
             assert found is not None, "an experiment that exists is found"
             if found.lifecycle_stage == "deleted":
@@ -184,6 +182,28 @@ class Store:
                     self.patiently(lambda t=tag, v=view: self.client.set_experiment_tag(found.experiment_id, t, v))  # type: ignore[misc]
             self._experiments[name] = found.experiment_id
         return self._experiments[name]
+
+    def _publish(self, name: str, started: int) -> None:
+        """Make an experiment, with its study's run, aside, and rename it: one of those who do so at once comes first.
+
+        No lock reaches the other machines that write to a server, and a name is all that MLflow gives only once.
+        """
+        from mlflow.exceptions import MlflowException
+
+        # Another store's server decides itself where artifacts go; the file in the repository has no server.
+        location = str(self.main.resolve() / "mlartifacts" / name) if self.is_own else None
+        aside = f"{name} (being made, {uuid4().hex})"
+        made = self.patiently(
+            lambda: self.client.create_experiment(aside, artifact_location=location, tags=KIND | views())
+        )
+        if name != EXPLORATION:
+            self.create_run(made, name, started, study_tags(name))
+        try:
+            self.client.rename_experiment(made, name)
+        except MlflowException:
+            self.patiently(lambda: self.client.delete_experiment(made))
+            if self.client.get_experiment_by_name(name) is None:
+                raise
 
     def log(
         self,

@@ -59,6 +59,8 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
 
 KILLED = "the process ended without a word (killed, or the machine stopped)"
+REFUSED = "it refuses user or password: set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
+SILENT = "it does not answer"
 LINES_AT_ONCE = 100
 """Lines of the ledger between two markers: so many are looked at again after a kill."""
 
@@ -116,6 +118,10 @@ class Mirror:
 
     def _told(self, error: Exception) -> str:
         """First line of an error, without the credentials that an address in it may hold."""
+        if getattr(error, "error_code", None) in ("UNAUTHENTICATED", "CUSTOMER_UNAUTHORIZED"):
+            return REFUSED
+        if "failed with exception" in str(error):
+            return f"{type(error).__name__}: {SILENT}"
         lines = str(error).replace(self.store.uri, self.store.shown).splitlines() or [""]
         return f"{type(error).__name__}: {hide_userinfo(lines[0])[:300]}"
 
@@ -179,14 +185,15 @@ class Mirror:
             self.settled.add(folder)
 
     def _find_or_create(self, base: dict[str, Any]) -> Run:
-        experiment_id = self.store.experiment(content.experiment_name(base))
-        return self.store.find(experiment_id, "attempt_id", base["attempt_id"]) or self._create(base)
+        return self.store.find(self._experiment(base), "attempt_id", base["attempt_id"]) or self._create(base)
 
     def _create(self, base: dict[str, Any]) -> Run:
         tags = self._tags(base) | {"status": "running"}
         started = content.milliseconds(base["started_at"])
-        experiment_id = self.store.experiment(content.experiment_name(base))
-        return self.store.create_run(experiment_id, content.run_name(base), started, tags)
+        return self.store.create_run(self._experiment(base), content.run_name(base), started, tags)
+
+    def _experiment(self, base: dict[str, Any]) -> str:
+        return self.store.experiment(content.experiment_name(base), content.milliseconds(base["started_at"]))
 
     def _describe(self, run: Run, base: dict[str, Any], cell: dict[str, Any]) -> None:
         """Log tags, parameters and data set; done again for a run that was found: its creator may have been killed."""
@@ -358,12 +365,12 @@ class Mirror:
     def _parent(self, study: str, started: int) -> str | None:
         """Id of the study's own run, created where there is none; None where someone deleted it."""
         if study not in self._parents:
-            experiment_id = self.store.experiment(study)
+            experiment_id = self.store.experiment(study, started)
             lock = report_marker(self.main, study).with_suffix(".parent.lock")
             lock.parent.mkdir(parents=True, exist_ok=True)
             with FileLock(lock, timeout=STORE_LOCK_S):
                 run = self.store.find(experiment_id, "kind", "report") or self.store.create_run(
-                    experiment_id, study, started, {"kind": "report", "study": study, "status": "incomplete"}
+                    experiment_id, study, started, content.study_tags(study)
                 )
                 run_id = run.info.run_id
                 if run.info.run_name == "report":  # what it was called in form 1
