@@ -9,6 +9,7 @@ import click
 
 from muonlab.cli.group import Group
 from muonlab.cli.options import json_option, say, slug_of, workload_option
+from muonlab.cli.remote import run_on
 
 override_option = click.option(
     "--override", is_flag=True, help="Start against a closed gate; the registration and the report say so."
@@ -93,6 +94,7 @@ def _plan(
 @click.option(
     "--only", multiple=True, metavar="PATTERN", help="Train only these cells, as in 'muon-*'; may be given again."
 )
+@click.option("--on", "on", metavar="WHERE", help="Train on a rented machine instead (`muon remote list`).")
 @workload_option
 @json_option
 def study_run(
@@ -104,6 +106,7 @@ def study_run(
     until_decided: bool,
     override: bool,
     only: tuple[str, ...],
+    on: str | None,
     twin: str | None,
     as_json: bool,
 ) -> None:
@@ -120,6 +123,10 @@ def study_run(
 
     --only trains the cells of these names (`<arm>-<seed>`, shell patterns) and leaves the others to be trained
     elsewhere: it exits with 3 and names what is missing, until all are in place or in DVC's run cache.
+
+    --on NAME sends the last commit to a machine of `muon remote`, sets it up, runs the study there in a process that
+    outlives the connection, follows it, and brings home ledger, reports and outputs. Given again, it follows the same
+    run. --max-cost then counts the machine's own price, too, from the start of its set-up.
     """
     from muonlab.pipeline.layout import Layout
     from muonlab.pipeline.parts import chosen_cells
@@ -132,6 +139,13 @@ def study_run(
 
     if dry_run:
         _plan(slug, twin, jobs, max_cost, as_json, only)
+    if on is not None:
+        if until_decided:
+            raise click.UsageError("--until-decided edits study.yaml as it goes on; it does not go with --on.")
+        run_on(
+            on, slug, twin, jobs=jobs, max_cost=max_cost, fail_on_no_go=fail_on_no_go, override=override, only=only,
+            as_json=as_json,
+        )  # fmt: skip
     layout = Layout.find()
     slug = slug_of(layout, slug, twin)
     declared = load_study(layout, slug)
