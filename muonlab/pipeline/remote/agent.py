@@ -434,13 +434,8 @@ class _Keeper:
     def _set_up(self) -> None:
         """Lay the commit out, and make .venv or find it made."""
         commit = self.request["commit"]
-        if not (self.place.checkout / ".git").exists():
-            shutil.rmtree(self.place.checkout, ignore_errors=True)  # of a clone that was cut off
-            self._command(
-                "cloning", ["git", "clone", "--quiet", "--no-checkout", str(self.place.repository), "checkout"],
-                self.place.folder,
-            )  # fmt: skip
-        _git(self.place.checkout, "fetch", "--quiet", "origin", f"refs/muonlab/sent/{commit}")
+        _git(self.place.folder, "init", "--quiet", str(self.place.checkout))
+        _git(self.place.checkout, "fetch", "--quiet", str(self.place.repository), f"refs/muonlab/sent/{commit}")
         # What an earlier run has left is in its results, and its attempts are in scratch/.
         _git(self.place.checkout, "checkout", "--quiet", "--force", "--detach", commit)
         for key in ("name", "email"):
@@ -465,7 +460,7 @@ class _Keeper:
         made = _git(place.checkout, "rev-parse", "HEAD")
         if made == request["commit"]:
             return None
-        _git(place.checkout, "push", "--quiet", "origin", f"HEAD:refs/muonlab/results/{request['run']}")
+        _git(place.checkout, "push", "--quiet", str(place.repository), f"HEAD:refs/muonlab/results/{request['run']}")
         return made
 
     def _command(self, phase: str, command: list[str], cwd: pathlib.Path, python: str | None = None) -> int:
