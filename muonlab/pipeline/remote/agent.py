@@ -102,6 +102,11 @@ class _Place:
         """The Python whose packages muonlab uses here."""
         return str(request["python"]) if request["prepared"] else str(self.checkout / ".venv" / "bin" / "python")
 
+    def is_set_up(self, request: dict[str, Any]) -> bool:
+        """Whether the tree's own code can run here."""
+        made = bool(request["prepared"]) or (self.checkout / ".venv" / ".ready").exists()
+        return made and (self.checkout / "params.yaml").exists() and shutil.which(self.python(request)) is not None
+
     def environment(self, python: str) -> dict[str, str]:
         """In which the tree's own code runs."""
         path = os.path.dirname(shutil.which(python) or python) + os.pathsep + os.environ.get("PATH", os.defpath)
@@ -135,7 +140,7 @@ def _hello(place: _Place, request: dict[str, Any]) -> None:
             "cores": os.cpu_count(),
             "folder": str(place.folder),
             "free_gb": shutil.disk_usage(there).free / 1e9,
-            "set_up": place.checkout.is_dir() and shutil.which(place.python(request)) is not None,
+            "set_up": place.is_set_up(request),
             "in_use_seconds": time.time() - _read(place.since)["since"] if place.since.exists() else None,
             "last_run": _state(folders[-1]) if folders else None,
         }
@@ -289,7 +294,7 @@ def _end_with_connection(end: Callable[[], object]) -> None:
     """Call `end` when standard input closes, which is held open by whoever asks for as long as they listen."""
 
     def watch() -> None:
-        while sys.stdin.buffer.read(1):
+        while os.read(0, 1):  # not by sys.stdin, whose lock a thread must not hold when Python ends
             pass
         end()
 
@@ -328,7 +333,7 @@ def _brought(place: _Place, request: dict[str, Any]) -> None:
 def _muon(place: _Place, request: dict[str, Any]) -> None:
     """Run a `muon` command in the tree, passing on what it prints; it ends with the connection."""
     python = place.python(request)
-    if not place.checkout.is_dir() or shutil.which(python) is None:
+    if not place.is_set_up(request):
         raise RefusedError("nothing is set up there yet; `muon study run STUDY --on NAME` does it")
     process = subprocess.Popen(
         [python, "-m", "muonlab.cli", *request["arguments"]],

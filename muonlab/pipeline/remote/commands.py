@@ -43,7 +43,7 @@ def say_meter(layout: Layout, remote: Remote, *, say: Say) -> bool:
         home = "" if last["brought"] or not last["results"] else ", its results not yet brought home"
         say(f"{remote.name}: nothing runs; {last['run']} {ended} after {duration(last['seconds'])}{home}")
     if used is not None:
-        say(f"{remote.name}: in use since {duration(used)}, {remote.spent(used)}, idle hours too")
+        say(f"{remote.name}: in use for {duration(used)}, {remote.spent(used)}, idle hours too")
     return bool(found["set_up"])
 
 

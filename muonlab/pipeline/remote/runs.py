@@ -39,6 +39,7 @@ TAIL_BYTES = 2000
 """Of the log of a run that is followed again."""
 STOP_S = 120.0
 """For a run that is stopped to write its records and commit them."""
+STILL_PAID = "The machine itself is paid for until you end it at its provider."
 LEAST_GB, LEAST_FOR_SETUP_GB = 1.0, 10.0
 
 
@@ -128,13 +129,9 @@ def stop_run(layout: Layout, remote: Remote) -> str:
     state = answer["stopped"]
     spent = f"{duration(state['seconds'])} since its set-up began, {remote.spent(state['seconds'])}"
     if not answer["lived"]:
-        return f"{remote.name}: nothing runs there; the last run, {state['run']}, took {spent}. {_still_paid(remote)}"
+        return f"{remote.name}: nothing runs there; the last run, {state['run']}, took {spent}. {STILL_PAID}"
     results = f" `muon remote follow {remote.name}` brings home what it has done." if state["results"] else ""
-    return f"{remote.name}: {state['run']} was stopped after {spent}.{results} {_still_paid(remote)}"
-
-
-def _still_paid(remote: Remote) -> str:
-    return "The machine itself is paid for until you end it at its provider."
+    return f"{remote.name}: {state['run']} was stopped after {spent}.{results} {STILL_PAID}"
 
 
 def _to_its_end(link: Link, state: dict[str, Any], say: Say) -> RemoteRun:
@@ -161,13 +158,16 @@ def _follow(link: Link, state: dict[str, Any], say: Say) -> dict[str, Any]:
     """Say a run's log as it grows, and its meter; return where it stood at its end."""
     name, offset = link.remote.name, max(0, state["log_bytes"] - TAIL_BYTES)
     heard, told, wait_s = time.monotonic(), 0.0, 1.0
+    in_mid_line = offset > 0
     while True:
         try:
             for answer in link.answers("follow", run=state["run"], offset=offset):
                 heard, wait_s = time.monotonic(), 1.0
                 if "log" in answer:
                     offset = answer["offset"]
-                    say(answer["log"].rstrip("\n"))
+                    text = answer["log"].rstrip("\n")
+                    say(text.partition("\n")[2] if in_mid_line else text)
+                    in_mid_line = False
                 elif not answer["state"]["lives"]:
                     found: dict[str, Any] = answer["state"]
                     return found
