@@ -195,10 +195,6 @@ def test_a_study_outlives_its_connection_and_is_whole_here(ours: Repository, pod
     heard(first, " running,")  # its log goes on, where it was
     first.kill()
     first.wait()
-    asked = ours.muon("status", "--gpu", "--remote", "pod")
-    assert "since its set-up began, $" in asked.stderr
-    assert "idle hours too" in asked.stderr
-    assert f"{STUDY}  " in asked.stdout  # a cell that trains there
 
     sent = ours.git("rev-parse", "HEAD").strip()
     done = ours.muon("study", "run", "--on", "pod")
@@ -268,6 +264,10 @@ def test_a_run_ends_at_the_price_of_the_machine_and_when_it_is_stopped(make: Mak
 
     client = started(ours, "-j", "1")
     wait_until(lambda: any(step_made(path) for path in pod.checkout.glob("scratch/*/attempts/*/progress.json")))
+    asked = ours.muon("status", "--gpu", "--remote", "pod")
+    assert f"{STUDY}  muon-0 on toy: step" in asked.stdout
+    assert "since its set-up began, $" in asked.stderr
+    assert "idle hours too" in asked.stderr
     refused(ours.muon("study", "run", "--on", "pod", "-j", "2", check=False), "one run at a time", "remote stop pod")
     trainers = [p for p in psutil.process_iter(["cwd"]) if str(pod.checkout) in str(p.info["cwd"])]
     assert trainers

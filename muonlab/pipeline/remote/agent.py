@@ -163,7 +163,10 @@ def _state(folder: pathlib.Path) -> dict[str, Any]:
     request, process = _read(folder / "request.json"), _read(folder / "process.json")
     # Asked before the end is read, which whoever keeps the run writes last.
     lives = _lives(process)
-    end = json.loads((folder / "end.json").read_text(encoding="utf-8").strip() or "null")
+    try:
+        end = json.loads((folder / "end.json").read_text(encoding="utf-8"))
+    except ValueError:  # blank until then, or just being written
+        end = None
     lost = end is None and not lives
     return {
         **{key: request[key] for key in ("run", "study", "commit", "arguments", "price_usd_per_hour")},

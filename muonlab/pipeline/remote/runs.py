@@ -39,7 +39,6 @@ TAIL_BYTES = 2000
 """Of the log of a run that is followed again."""
 STOP_S = 120.0
 """For a run that is stopped to write its records and commit them."""
-STILL_PAID = "The machine itself is paid for until you end it at its provider."
 LEAST_GB, LEAST_FOR_SETUP_GB = 1.0, 10.0
 
 
@@ -127,11 +126,16 @@ def stop_run(layout: Layout, remote: Remote) -> str:
     """End the run that lives on a machine, and only its processes; say what was spent."""
     answer = Link(layout, remote).ask("stop", run=None, patience_s=STOP_S)
     state = answer["stopped"]
+    used = answer["in_use_seconds"]
+    paid = (
+        f"The machine has been in use for {duration(used)}, {remote.spent(used)}, and is paid for until you end it at "
+        "its provider."
+    )
     spent = f"{duration(state['seconds'])} since its set-up began, {remote.spent(state['seconds'])}"
     if not answer["lived"]:
-        return f"{remote.name}: nothing runs there; the last run, {state['run']}, took {spent}. {STILL_PAID}"
+        return f"{remote.name}: nothing runs there; the last run, {state['run']}, took {spent}. {paid}"
     results = f" `muon remote follow {remote.name}` brings home what it has done." if state["results"] else ""
-    return f"{remote.name}: {state['run']} was stopped after {spent}.{results} {STILL_PAID}"
+    return f"{remote.name}: {state['run']} was stopped after {spent}.{results} {paid}"
 
 
 def _to_its_end(link: Link, state: dict[str, Any], say: Say) -> RemoteRun:
@@ -210,9 +214,9 @@ def _clean_commit(layout: Layout, slug: str) -> str:
     if commit is None:
         raise UsageError(f"{layout.root}: no git repository with a commit, and a commit is what is sent; `git init`.")
     if files:
-        _refuse_dirty(files, "commit it", "`git commit`")
+        _refuse_dirty(files, "`git commit` first")
     if results := shared_changes(layout):
-        _refuse_dirty(results, "results are merged with those that come back", '`muon commit "..."`')
+        _refuse_dirty(results, 'what comes back is merged with it: `muon commit "..."` first')
     return commit
 
 
@@ -224,12 +228,10 @@ def _untracked_declaration(layout: Layout, slug: str) -> list[str]:
     return [path for path in asked.stdout.split("\0") if path in ("params.yaml", f"experiments/{slug}/study.yaml")]
 
 
-def _refuse_dirty(files: list[str], why: str, command: str) -> NoReturn:
+def _refuse_dirty(files: list[str], what_to_do: str) -> NoReturn:
     named = listed([*files[:3], *([f"{len(files) - 3} more"] if len(files) > 3 else [])])
     verb = "is" if len(files) == 1 else "are"
-    raise UsageError(
-        f"--on: {named} {verb} not as committed, and what is sent is the last commit; {why}: {command} first."
-    )
+    raise UsageError(f"--on: {named} {verb} not as committed, and what is sent is the last commit; {what_to_do}.")
 
 
 def _author(layout: Layout) -> dict[str, str]:
