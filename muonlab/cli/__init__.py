@@ -12,6 +12,7 @@ from muonlab.cli.doctor import doctor, setup
 from muonlab.cli.group import Chapters
 from muonlab.cli.next import next_
 from muonlab.cli.power import power
+from muonlab.cli.remote import remote
 from muonlab.cli.report import report
 from muonlab.cli.runs import commit, download, logs, status
 from muonlab.cli.study import study
@@ -39,5 +40,6 @@ main.add_chapters(
         "Results and plans without a study": (compare, power, calibrate),
         "One run": (baseline, nolah, pretrain, verify),
         "This machine": (status, logs, commit, download, doctor, setup),
+        "Rented machines": (remote,),
     }
 )

@@ -55,6 +55,8 @@ def answers() -> Mapping[str, Sequence[type[Answer]]]:
     from muonlab.pipeline.archive import ArchiveAnswer
     from muonlab.pipeline.doctor import Doctor
     from muonlab.pipeline.plan import Plan
+    from muonlab.pipeline.remote.places import RemoteList
+    from muonlab.pipeline.remote.runs import RemoteRun
     from muonlab.pipeline.running import Running
     from muonlab.pipeline.selecting import Selected
     from muonlab.pipeline.sharing import Committed
@@ -66,7 +68,7 @@ def answers() -> Mapping[str, Sequence[type[Answer]]]:
         "muon study list": (StudyList,),
         "muon study show": (StudyCard,),
         "muon study plan": (Plan,),
-        "muon study run": (StudyRun, DecidedRun, TuningRun),
+        "muon study run": (StudyRun, DecidedRun, TuningRun, RemoteRun),
         "muon study status": (StudyStatus,),
         "muon study select": (Selected,),
         "muon next": (Advice,),
@@ -76,6 +78,8 @@ def answers() -> Mapping[str, Sequence[type[Answer]]]:
         "muon status": (Running,),
         "muon commit": (Committed,),
         "muon doctor": (Doctor,),
+        "muon remote list": (RemoteList,),
+        "muon remote follow": (RemoteRun,),
     }
 
 

@@ -3,36 +3,57 @@
 from __future__ import annotations
 
 import contextlib
+import sys
+from typing import NoReturn
 
 import click
 
 from muonlab.cli.options import json_option, say
+from muonlab.cli.remote import command_there, remote_option
 
 
 @click.command()
 @click.option("--gpu", is_flag=True, help="Also the load of the GPUs, by nvidia-smi.")
+@remote_option
 @json_option
-def status(gpu: bool, as_json: bool) -> None:
+def status(gpu: bool, remote: str | None, as_json: bool) -> None:
     """Show what trains on this machine now: study, cell, step, time left, cost so far.
 
-    Where a study stands is `muon study status`. Writes nothing.
+    Where a study stands is `muon study status`. Writes nothing. With --remote, also what that machine has cost so far.
     """
+    if remote is not None:
+        _status_there(remote, gpu, as_json)
     from muonlab.pipeline.layout import Layout
     from muonlab.pipeline.running import running
 
     say(running(Layout.find(), gpu=gpu), as_json)
 
 
+def _status_there(name: str, gpu: bool, as_json: bool) -> NoReturn:
+    from muonlab.pipeline.layout import Layout
+    from muonlab.pipeline.remote.commands import say_meter
+    from muonlab.pipeline.remote.places import find_remote
+
+    layout = Layout.find()
+    if not say_meter(layout, find_remote(layout, name), say=lambda text: click.echo(text, err=True)):
+        sys.exit(0)
+    command_there(name, ["status", *(["--gpu"] if gpu else []), *(["--json"] if as_json else [])])
+
+
 @click.command()
 @click.argument("cell", required=False)
 @click.option("-n", "--tail", type=click.IntRange(0), help="Only the last rows of the curve.  [default: all]")
 @click.option("-f", "--follow", is_flag=True, help="Go on with new rows until the run ends; Ctrl-C leaves it running.")
-def logs(cell: str | None, tail: int | None, follow: bool) -> None:
+@remote_option
+def logs(cell: str | None, tail: int | None, follow: bool, remote: str | None) -> None:
     """Print the curve of a run, finished or training, where its time went, and how it ended.
 
     CELL is `<arm>-<seed>` or `<study>/<arm>-<seed>` (an exploration's study is `exp`); by default, the newest run on
     this machine. Losses in nats/token.
     """
+    if remote is not None:
+        how = [*([] if tail is None else ["--tail", str(tail)]), *(["--follow"] if follow else [])]
+        command_there(remote, ["logs", *how, *([] if cell is None else ["--", cell])])
     from muonlab.pipeline.layout import Layout
     from muonlab.pipeline.running import find_log, tell_log
 
@@ -59,7 +80,9 @@ def commit(message: str, dry_run: bool, as_json: bool) -> None:
 
 @click.command()
 @click.option("--run", "cell", required=True, metavar="CELL", help="<arm>-<seed>, or <study>/<arm>-<seed>.")
-def download(cell: str) -> None:
+@click.option("--remote", "remote", metavar="NAME", help="From that machine (`muon remote list`).")
+@click.option("--no-checkpoints", is_flag=True, help="With --remote: record and curve without the weights.")
+def download(cell: str, remote: str | None, no_checkpoints: bool) -> None:
     """Bring a run's outputs (record, curve, weights) here from the DVC remote, else record and curve from MLflow.
 
     Without a study, the cell is one of the study that params.yaml names. A shell pattern (`'<study>/*'`) stands for all
@@ -67,7 +90,15 @@ def download(cell: str) -> None:
     run, before that of another) and committed its lock file (`muon commit`). What the remote lacks is looked for in
     MLflow and laid into downloads/<study>/<cell>; weights are in DVC only. How two clones share a study:
     docs/sharing.md.
+
+    With --remote, what `muon study run --on` has left there comes straight over ssh: its commit is checked and merged,
+    and every file is hashed as it arrives. --no-checkpoints lays record and curve into downloads/<study>/<cell>.
     """
+    if remote is not None:
+        _download_from(remote, cell, weights=not no_checkpoints)
+        return
+    if no_checkpoints:
+        raise click.UsageError("--no-checkpoints goes with --remote: DVC's own remote is asked for whole cells.")
     from muonlab.pipeline.layout import Layout
     from muonlab.pipeline.sharing import download as bring
 
@@ -76,3 +107,17 @@ def download(cell: str) -> None:
         click.echo(folder)
     if found.without_weights:
         click.echo("muon: record and curve are from MLflow; the weights are only in DVC.", err=True)
+
+
+def _download_from(name: str, cell: str, *, weights: bool) -> None:
+    from muonlab.pipeline.layout import Layout
+    from muonlab.pipeline.remote.link import Link
+    from muonlab.pipeline.remote.places import find_remote
+    from muonlab.pipeline.remote.results import bring
+    from muonlab.pipeline.resolve import load_params
+
+    layout = Layout.find()
+    slug, _, pattern = cell.rpartition("/")
+    link = Link(layout, find_remote(layout, name))
+    for sentence in bring(link, slug or load_params(layout.params).study, cells=pattern, weights=weights):
+        click.echo(sentence)

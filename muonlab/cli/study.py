@@ -9,6 +9,7 @@ import click
 
 from muonlab.cli.group import Group
 from muonlab.cli.options import json_option, say, slug_of, workload_option
+from muonlab.cli.remote import run_on
 from muonlab.pipeline.gpus import default_jobs
 
 override_option = click.option(
@@ -17,7 +18,6 @@ override_option = click.option(
 jobs_option = click.option(
     "-j",
     "--jobs",
-    default=default_jobs,
     show_default="one a GPU; 2 without a GPU",
     type=click.IntRange(1),
     help="Cells trained side by side; several on one GPU share its speed, and each is charged as if alone.",
@@ -65,7 +65,7 @@ def study_show(slug: str | None, twin: str | None, as_json: bool) -> None:
 @max_cost_option
 @workload_option
 @json_option
-def study_plan(slug: str | None, jobs: int, max_cost: float | None, twin: str | None, as_json: bool) -> None:
+def study_plan(slug: str | None, jobs: int | None, max_cost: float | None, twin: str | None, as_json: bool) -> None:
     """Say what a run of the study would train and restore, how long and for how much, and do nothing.
 
     The same as `muon study run --dry-run`: cells by their state, seconds, GPU hours and dollars to expect from finished
@@ -75,13 +75,18 @@ def study_plan(slug: str | None, jobs: int, max_cost: float | None, twin: str | 
 
 
 def _plan(
-    slug: str | None, twin: str | None, jobs: int, max_cost: float | None, as_json: bool, only: tuple[str, ...] = ()
+    slug: str | None,
+    twin: str | None,
+    jobs: int | None,
+    max_cost: float | None,
+    as_json: bool,
+    only: tuple[str, ...] = (),
 ) -> NoReturn:
     from muonlab.pipeline.layout import Layout
     from muonlab.pipeline.plan import make_plan
 
     layout = Layout.find()
-    plan = make_plan(layout, slug_of(layout, slug, twin), jobs=jobs, max_cost_usd=max_cost, only=only)
+    plan = make_plan(layout, slug_of(layout, slug, twin), jobs=jobs or default_jobs(), max_cost_usd=max_cost, only=only)
     say(plan, as_json)
     sys.exit(plan.exit_code)
 
@@ -99,17 +104,19 @@ def _plan(
 @click.option(
     "--only", multiple=True, metavar="PATTERN", help="Train only these cells, as in 'muon-*'; may be given again."
 )
+@click.option("--on", "on", metavar="WHERE", help="Train on a rented machine instead (`muon remote list`).")
 @workload_option
 @json_option
 def study_run(
     slug: str | None,
-    jobs: int,
+    jobs: int | None,
     max_cost: float | None,
     dry_run: bool,
     fail_on_no_go: bool,
     until_decided: bool,
     override: bool,
     only: tuple[str, ...],
+    on: str | None,
     twin: str | None,
     as_json: bool,
 ) -> None:
@@ -126,6 +133,10 @@ def study_run(
 
     --only trains the cells of these names (`<arm>-<seed>`, shell patterns) and leaves the others to be trained
     elsewhere: it exits with 3 and names what is missing, until all are in place or in DVC's run cache.
+
+    --on NAME sends the last commit to a machine of `muon remote`, sets it up, runs the study there in a process that
+    outlives the connection, follows it, and brings home ledger, reports and outputs. Given again, it follows the same
+    run. --max-cost then counts the machine's own price, too, from the start of its set-up.
     """
     from muonlab.pipeline.layout import Layout
     from muonlab.pipeline.parts import chosen_cells
@@ -138,6 +149,14 @@ def study_run(
 
     if dry_run:
         _plan(slug, twin, jobs, max_cost, as_json, only)
+    if on is not None:
+        if until_decided:
+            raise click.UsageError("--until-decided edits study.yaml as it goes on; it does not go with --on.")
+        run_on(
+            on, slug, twin, jobs=jobs, max_cost=max_cost, fail_on_no_go=fail_on_no_go, override=override, only=only,
+            as_json=as_json,
+        )  # fmt: skip
+    jobs = jobs or default_jobs()
     layout = Layout.find()
     slug = slug_of(layout, slug, twin)
     declared = load_study(layout, slug)

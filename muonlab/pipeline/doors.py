@@ -119,16 +119,22 @@ def dvc(layout: Layout, *arguments: str, show: Callable[[str], bool] = lambda li
         raise CellsFailedError(f"`dvc {' '.join(arguments)}` failed: {' '.join(words).removeprefix('muonlab: ')}")
 
 
-def shadow_dvc(layout: Layout, shadow: Layout) -> None:
-    """Make `shadow`, a tree without git, a repository of DVC that reads the cache of `layout` and writes elsewhere."""
+def cache_folder(layout: Layout) -> Path:
+    """Where DVC keeps outputs by their hash."""
     from dvc.config import Config
 
     own = layout.root / ".dvc"
-    cache = Config(str(own))["cache"].get("dir", str(own / "cache"))
+    return Path(Config(str(own))["cache"].get("dir", str(own / "cache")))
+
+
+def shadow_dvc(layout: Layout, shadow: Layout) -> None:
+    """Make `shadow`, a tree without git, a repository of DVC that reads the cache of `layout` and writes elsewhere."""
     folder = shadow.root / ".dvc"
     folder.mkdir()
     config = ["[core]", "no_scm = true", "analytics = false", f"site_cache_dir = {folder / 'site'}"]
-    (folder / "config").write_text("\n".join([*config, "[cache]", f"dir = {cache}"]) + "\n", encoding="utf-8")
+    (folder / "config").write_text(
+        "\n".join([*config, "[cache]", f"dir = {cache_folder(layout)}"]) + "\n", encoding="utf-8"
+    )
 
 
 class InPlace(NamedTuple):

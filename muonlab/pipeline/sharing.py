@@ -9,7 +9,7 @@ from __future__ import annotations
 import subprocess
 from collections.abc import Iterator
 from fnmatch import fnmatch, fnmatchcase
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from muonlab.pipeline import doors
 from muonlab.pipeline.answer import Answer
@@ -68,7 +68,7 @@ def commit_results(layout: Layout, message: str, *, dry_run: bool = False) -> Co
     """
     if not message.strip():
         raise UsageError("muon commit: the message is empty; say in a sentence what was run, or what came out.")
-    files = [path for path in _changed(layout) if _is_shared(path)]
+    files = shared_changes(layout)
     if LEDGER in files:
         _refuse_lost_lines(layout)
     if dry_run or not files:
@@ -80,7 +80,13 @@ def commit_results(layout: Layout, message: str, *, dry_run: bool = False) -> Co
     return Committed(files=files, commit=_git(layout, "rev-parse", "HEAD").strip())
 
 
-def _is_shared(path: str) -> bool:
+def shared_changes(layout: Layout) -> list[str]:
+    """The files of `SHARED` that are not as committed."""
+    return [path for path in _changed(layout) if is_shared(path)]
+
+
+def is_shared(path: str) -> bool:
+    """Whether `muon commit` takes a path of the repository."""
     # The report on the one cell of params.yaml is rewritten by every `dvc exp run`, which keeps it in its own refs.
     return not path.startswith(f"reports/{CURRENT}/") and any(_matches(path, pattern) for pattern in SHARED)
 
@@ -196,18 +202,26 @@ def _pull(layout: Layout, study: Study, keys: list[str]) -> tuple[CellsFailedErr
 
     What DVC has pulled is as the lock file says; what lay there before may be of another declaration.
     """
-    doors.write_grid(layout, study)
-    doors.make_folders(layout, study)
-    doors.set_open_studies(layout, sorted({*doors.open_studies(layout), study.slug}))
     path = layout.study(study.slug) / "dvc.lock"
     locked = read_yaml(path, where=f"experiments/{study.slug}/dvc.lock")["stages"] if path.exists() else {}
     named = [key for key in keys if f"train@{key}" in locked]
-    if named:
-        try:
-            doors.dvc(layout, "pull", *(f"experiments/{study.slug}/dvc.yaml:train@{key}" for key in named))
-        except CellsFailedError as error:
-            return error, set()
+    try:
+        lay_out(layout, study, named, "pull")
+    except CellsFailedError as error:
+        return error, set()
     return None, set(named)
+
+
+def lay_out(layout: Layout, study: Study, keys: list[str], command: Literal["checkout", "pull"]) -> None:
+    """Let DVC lay the outputs of cells that the study's lock file names into runs/, from its cache or its remote.
+
+    Raises CellsFailedError where it fails.
+    """
+    doors.write_grid(layout, study)
+    doors.make_folders(layout, study)
+    doors.set_open_studies(layout, sorted({*doors.open_studies(layout), study.slug}))
+    if keys:
+        doors.dvc(layout, command, *(f"experiments/{study.slug}/dvc.yaml:train@{key}" for key in keys))
 
 
 def _from_mlflow(layout: Layout, study: Study, key: str) -> str | None:
