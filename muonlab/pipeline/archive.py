@@ -15,7 +15,7 @@ from pydantic import TypeAdapter
 from muonlab.pipeline.answer import Answer
 from muonlab.pipeline.collect import collect
 from muonlab.pipeline.conclude import read_evaluations
-from muonlab.pipeline.gates import ARCHIVE, ARCHIVING, Archived, gate_states, read_archive
+from muonlab.pipeline.gates import ARCHIVE, ARCHIVING, Archived, archived_arm_states, gate_states, read_archive
 from muonlab.pipeline.layout import Layout
 from muonlab.pipeline.processes import git_state
 from muonlab.pipeline.resolve import declared_slugs, load_study
@@ -46,17 +46,24 @@ class ArchiveAnswer(Answer):
     """Studies that required this archiving and have all their gates open now."""
     waiting: dict[str, list[str]]
     """Other studies that required it -> what they still ask for."""
+    closed: list[str]
+    """Studies that use the arm and are not registered: they start with --override only."""
 
     def lines(self) -> Iterator[str]:
         """What was done, and what to do next."""
         since = "" if self.new else f" since {self.decided_at}; nothing was changed"
         yield f"{self.arm}: archived as {self.verdict} by {self.study}{since}."
         if self.new:
-            yield f"{self.file} holds it; `muon commit` commits it, and `git revert` of that takes it back."
+            yield (
+                f"{self.file} holds it, and `muon commit` commits it; without its entry there (`git revert`, or an "
+                "editor) it is not archived."
+            )
         if self.next_method:
             yield f"The declared next method is {self.next_method}."
         for slug in self.unlocked:
             yield f"Unlocked: {slug} (`muon study plan {slug}`)."
+        if self.closed:
+            yield f"Asking for --override from now on, since they use {self.arm}: {listed(self.closed)}."
         for slug, asked in self.waiting.items():
             yield f"Not yet unlocked: {slug}, which {listed(asked)}."
 
@@ -96,7 +103,7 @@ def archive_arm(layout: Layout, arm: str, slug: str) -> ArchiveAnswer:
         kept = [its for its in held if its is not before]
         text = TypeAdapter(list[Archived]).dump_json([*kept, entry], indent=2).decode()
         write_atomically(layout.main / ARCHIVE, text + "\n")
-    unlocked, waiting = _follows(layout, arm, slug)
+    unlocked, waiting, closed = _follows(layout, arm, slug)
     return ArchiveAnswer(
         arm=arm,
         study=slug,
@@ -107,6 +114,7 @@ def archive_arm(layout: Layout, arm: str, slug: str) -> ArchiveAnswer:
         next_method=study.on_archive,
         unlocked=unlocked,
         waiting=waiting,
+        closed=closed,
     )
 
 
@@ -148,21 +156,28 @@ def _refuse_verdict(judged: JudgedStudy, arm: str, verdict: str, *, complete: bo
         )
 
 
-def _follows(layout: Layout, arm: str, slug: str) -> tuple[list[str], dict[str, list[str]]]:
-    """The studies that required the archiving: those with every gate open, and what the others still ask for."""
+def _follows(layout: Layout, arm: str, slug: str) -> tuple[list[str], dict[str, list[str]], list[str]]:
+    """What the archiving opens and closes.
+
+    The studies that required it, those with every gate open and what the others still ask for; and those that use the
+    arm without having been registered with it.
+    """
     unlocked: list[str] = []
     waiting: dict[str, list[str]] = {}
+    closed: list[str] = []
     for name in declared_slugs(layout):
         try:
             study = load_study(layout, name)
         except MuonlabError:
             continue  # `muon study list` says what is wrong with it
+        if arm in study.arms and archived_arm_states(layout, study):
+            closed.append(name)
         asked = [r for r in study.requires if r.verdict == "ARCHIVED" and r.study == slug and r.arm in (None, arm)]
         if not asked:
             continue
-        closed = [gate.sentence for gate in gate_states(layout, study) if not gate.is_open]
-        if closed:
-            waiting[name] = closed
+        asks = [gate.sentence for gate in gate_states(layout, study) if not gate.is_open]
+        if asks:
+            waiting[name] = asks
         else:
             unlocked.append(name)
-    return unlocked, waiting
+    return unlocked, waiting, closed

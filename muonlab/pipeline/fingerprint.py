@@ -31,8 +31,9 @@ KERNELS = ("causal_conv1d", "mamba_ssm")
 
 
 def write_fingerprints(layout: Layout, params: Params) -> None:
-    """Write data/fingerprint/<optimizer>.json for every optimizer named in params.yaml."""
+    """Write data/fingerprint/<optimizer>.json for every optimizer named in params.yaml, and remove all others."""
     around = environment()
+    named = {layout.fingerprint(arm) for arm in params.optimizers}
     for arm, options in params.optimizers.items():
         kind = str(options.get("kind", arm))
         content = {
@@ -44,6 +45,10 @@ def write_fingerprints(layout: Layout, params: Params) -> None:
         path = layout.fingerprint(arm)
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, json.dumps(content, indent=2) + "\n", durable=False)
+    for path in {path.parent for path in named}:
+        # DVC keeps the folder from one run of the stage to the next, with what has left params.yaml since.
+        for stray in set(path.glob("*.json")) - named:
+            stray.unlink()
 
 
 def code_files(root: Path, kind: str) -> list[Path]:

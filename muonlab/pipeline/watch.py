@@ -29,6 +29,7 @@ from muonlab.registry.errors import UsageError
 from muonlab.registry.files import write_atomically
 from muonlab.registry.snapshot import DeclaredCell, Snapshot
 from muonlab.registry.study import Study
+from muonlab.reporting.index import read_judged
 from muonlab.reporting.standing import Standing, judge
 from muonlab.reporting.wording import count
 from muonlab.tracking.process import lives
@@ -45,11 +46,19 @@ SETTLED_S = 3.0
 def report_now(layout: Layout, slug: str) -> Standing:
     """Collect, judge and report what there is of a study, whole or not; return where it stands.
 
-    Raises UsageError for an unknown study, one that is not a comparison, and where nothing was prepared to run it.
+    Raises UsageError for an unknown study, one that is not a comparison, where nothing was prepared to run it, and
+    where a report is there whose runs are not: it came with the repository, and an empty one would replace it.
     """
     study = _comparison(layout, slug)
     if not is_prepared(layout, study):
         raise UsageError(f"{slug}: nothing of it has been prepared or run here yet; `muon study run {slug}` does both.")
+    judged = read_judged(layout.reports(slug))
+    if study.provenance == "run" and judged is not None and not collect(layout, slug).records:
+        twin = f"{study.twin_of} --workload {slug.removeprefix(f'{study.twin_of}-')}" if study.twin_of else slug
+        raise UsageError(
+            f"reports/{slug}: its report is of runs that were made elsewhere, of which none is recorded here, so that "
+            f"it is left as it is; `muon study run {twin}` makes them here."
+        )
     return report_without_dvc(layout, slug)
 
 

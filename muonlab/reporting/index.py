@@ -179,7 +179,12 @@ def render_index(entries: Sequence[IndexEntry]) -> str:
         if lines:
             parts += [f"## {title}", "\n".join(lines)]
     if rehearsed:
-        about = "Each shows that its study runs, on a workload made small for that, and decides nothing about it."
+        about = (
+            "Each shows that its study runs, on a workload made small for that, and decides nothing about it. "
+            "Rehearsals on one workload share the runs that they have in common, so that equal numbers are one result "
+            "and not several. The runs of a report that came with the repository are not in it: `make rehearsals` "
+            "makes them again."
+        )
         parts += ["## Rehearsals", about, markdown_table(_table(rehearsed)), *(() if judged else (COLUMNS,))]
     if with_verdict:
         parts.append("\n".join(f"[{slug}]: {slug}/report.md" for slug, _ in with_verdict))

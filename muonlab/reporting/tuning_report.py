@@ -112,7 +112,7 @@ def tuning_document(standing: TuningStanding, *, drawn: bool) -> Document:
     return Document(
         slug=study.slug,
         question=one_line(study.question),
-        headline=_headline(standing),
+        headline=f"Rehearsal of {study.twin_of}. {_headline(standing)}" if study.twin_of else _headline(standing),
         lead=(_quote(standing), f"Next: {_next(standing)}", _status(standing)),
         warnings=tuple(warnings(standing)),
         cell=None,

@@ -263,7 +263,13 @@ def headline(standing: Standing) -> str:
         "ended": f"Undecided on {{}} when the plan ended: keep {baseline}",
         "reported": "Undecided on {}: reported by others, not run here",
     }
-    return ". ".join(says[kind].format(_titled(same)) for kind, same in kinds) + "."
+    title = ". ".join(says[kind].format(_titled(same)) for kind, same in kinds) + "."
+    return f"{title} On {standing.snapshot.study.workload} alone." if _is_acted_on(kinds) else title
+
+
+def _is_acted_on(kinds: Sequence[tuple[Finding, list[ArmComparison]]]) -> bool:
+    """Whether something is to be adopted or archived: then a reader must know where that was shown."""
+    return any(kind == "go" or kind in ARCHIVED for kind, _ in kinds)
 
 
 def _titled(members: Sequence[ArmComparison]) -> str:
@@ -291,6 +297,8 @@ def decision_sentence(standing: Standing) -> str:
             sized = sized or kind in ("ruled_out", "equivalent", "open", "ended")
             clauses.append(_clause(standing, kind, members, pivot, size))
     sentence = "; ".join(clauses) + "."
+    if _is_acted_on(groups(standing)):
+        sentence += f" Shown on {standing.snapshot.study.workload} alone, which {_trains(standing)}."
     if not standing.complete:
         return f"Partial, {outcomes_text(standing)}: {sentence}"
     return sentence[0].upper() + sentence[1:]
@@ -627,7 +635,11 @@ def _archive_commands(standing: Standing, archived: Sequence[ArmComparison]) -> 
     if not standing.complete:
         return ""
     commands = listed(f"`muon archive {c.arm} --study {standing.snapshot.study.slug}`" for c in archived)
-    return f" {commands} {'records' if len(archived) == 1 else 'record'} that."
+    records, their = ("records", "it") if len(archived) == 1 else ("record", "them")
+    return (
+        f" {commands} {records} that, whereupon every later study that uses {their}, of any workload, asks for "
+        "`--override`."
+    )
 
 
 def expected(standing: Standing, arms: Sequence[str]) -> tuple[float, float]:
@@ -680,10 +692,27 @@ def _may_diverge(standing: Standing) -> str:
     return f", and {n} pairs without a divergence leave up to {bound:.0%} possible (95% bound)"
 
 
+def _trains(standing: Standing) -> str:
+    """What the workload does, and how large it is."""
+    settings = standing.snapshot.settings
+    if isinstance(settings, ReportedWorkload):
+        return f"trains {settings.model} on {settings.data} ({settings.steps} steps)"
+    tokens = settings.steps * settings.batch_size * settings.data.sequence_length
+    model = (
+        settings.model.pretrained
+        if isinstance(settings.model, PretrainedSettings)
+        else f"{count(len(settings.model.layers), 'layer')} of width {settings.model.hidden_size}"
+    )
+    return (
+        f"trains {model} on {tokens:,} tokens ({settings.steps} steps of {settings.batch_size} x "
+        f"{settings.data.sequence_length})"
+    )
+
+
 def limits(standing: Standing) -> list[str]:
     """What this study cannot tell, in plain words."""
     snapshot = standing.snapshot
-    study, settings = snapshot.study, snapshot.settings
+    study = snapshot.study
     assert study.decision is not None
     pairs = sorted({c.estimates.n for c in standing.decided})
     found = []
@@ -708,22 +737,9 @@ def limits(standing: Standing) -> list[str]:
         "much worse than the rest, no method protects the mean; only the divergence guardrail does"
         f"{_may_diverge(standing)}."
     )
-    if isinstance(settings, ReportedWorkload):
-        trains = f"trains {settings.model} on {settings.data} ({settings.steps} steps)"
-    else:
-        tokens = settings.steps * settings.batch_size * settings.data.sequence_length
-        model = (
-            settings.model.pretrained
-            if isinstance(settings.model, PretrainedSettings)
-            else f"{count(len(settings.model.layers), 'layer')} of width {settings.model.hidden_size}"
-        )
-        trains = (
-            f"trains {model} on {tokens:,} tokens ({settings.steps} steps of {settings.batch_size} x "
-            f"{settings.data.sequence_length})"
-        )
     found.append(
-        f"One workload: {study.workload} {trains}. Whether a difference, or its absence, carries over to a larger "
-        "model, a longer run or other data is not tested here."
+        f"One workload: {study.workload} {_trains(standing)}. Whether a difference, or its absence, carries over to a "
+        "larger model, a longer run or other data is not tested here."
     )
     if carried := {(c.arm, c.seed) for a in snapshot.acceptances for c in a.carried if c.digest in snapshot.digests}:
         found.append(

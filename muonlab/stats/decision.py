@@ -390,9 +390,9 @@ def _verdict_sentences(verdict: Verdict, tests: Tests, arm: _Arm, rule: Rule) ->
     guardrails = [f"guardrail broken: {sentence}" for sentence in arm.broken]
     if verdict is Verdict.EQUIVALENT:
         kind = "better but trivial" if e.mean_diff > 0 else "worse but within the margin"
-        return [f"{kind}: keep the baseline, archive the challenger", b, c, *guardrails]
+        return [kind, b, c, *guardrails]
     if verdict is Verdict.NO_GO:
-        return ["archive the challenger", b, c, *guardrails]
+        return [b, c, *guardrails]
     if verdict is Verdict.GO:
         return [a, "the mean improvement reaches min_effect"]
     return [a, b, *guardrails]

@@ -17,7 +17,8 @@ from numpy.typing import ArrayLike
 from muonlab.stats.evidence import Floats
 from muonlab.stats.result import Result
 
-NODES = 100  # of each Gauss-Legendre quadrature; p agrees with 400 nodes to 1e-12
+NODES = 100  # of each Gauss-Legendre quadrature; p agrees with 400 nodes to RESOLUTION
+RESOLUTION = 1e-12  # a smaller p is not told from 0 (or from less), and stands as this
 Z_END = 9.0  # beyond it the normal density is below 1e-18
 NEGLIGIBLE = 1e-16  # upper tail of chi^2 that the quadrature leaves out
 
@@ -55,7 +56,7 @@ def blocked_dunnett(baseline: ArrayLike, challengers: ArrayLike, *, family_size:
 
 
 def dunnett_p(t: float, k: int, df: int) -> float:
-    """P(max of k equicorrelated (1/2) Student t with df degrees of freedom >= t)."""
+    """P(max of k equicorrelated (1/2) Student t with df degrees of freedom >= t), from RESOLUTION to 1."""
     from scipy.special import chdtri, gammaln, ndtr
 
     # T_j = (Z_j - Z_0) / sqrt(2) / S with df S^2 ~ chi^2_df: given Z_0 and S the k challengers are independent.
@@ -66,7 +67,8 @@ def dunnett_p(t: float, k: int, df: int) -> float:
     z, dz = Z_END * nodes, Z_END * weights
     below = ndtr(np.sqrt(2) * t * s[:, np.newaxis] + z) ** k
     density_z = np.exp(-(z**2) / 2) / np.sqrt(2 * np.pi)
-    return float(1 - (ds * np.exp(log_density)) @ below @ (dz * density_z))
+    p = 1 - (ds * np.exp(log_density)) @ below @ (dz * density_z)
+    return float(np.clip(p, RESOLUTION, 1))
 
 
 @lru_cache(maxsize=1)

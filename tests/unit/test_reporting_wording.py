@@ -45,8 +45,10 @@ def test_no_go_archives_and_pivots_to_the_declared_next_method():
     assert verdict(standing, "nolah") is Verdict.NO_GO
     assert decision_sentence(standing) == (
         "Archive nolah and pivot to orthonoise: an improvement over muon of 0.5% of muon's mean loss (0.0214 "
-        "nats/token) is ruled out after 5 pairs (effect -0.0140 nats/token, 95% interval [-0.0267, -0.0012])."
+        "nats/token) is ruled out after 5 pairs (effect -0.0140 nats/token, 95% interval [-0.0267, -0.0012]). Shown on "
+        "tiny alone, which trains 3 layers of width 64 on 153,600 tokens (300 steps of 4 x 128)."
     )
+    assert headline(standing) == "Archive nolah. On tiny alone."
     assert next_step(standing).startswith("Archive nolah and pivot to orthonoise;")
 
 
