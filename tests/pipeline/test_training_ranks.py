@@ -64,7 +64,7 @@ def test_what_kills_a_rank_or_their_launcher_ends_all_and_the_next_start_makes_t
     make: Maker, tmp_path: Path
 ) -> None:
     params, price = copy.deepcopy(TOY_PARAMS), 3.6
-    params["workloads"]["toy"]["settings"] |= {"steps": 600, "eval_every": 100, "checkpoint_every": 10}
+    params["workloads"]["toy"]["settings"] |= {"steps": 300, "eval_every": 100, "checkpoint_every": 10}
     study = {**TOY_STUDY, "price_usd_per_gpu_hour": price, "budget_usd": 5}
     repository = make(tmp_path / "repository", params=params, study=study)
     repository.run(sys.executable, "-m", "stages.fingerprint")
