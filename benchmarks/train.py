@@ -3,8 +3,6 @@
     step       `tiny`'s model, batch and optimizer (Muon), forward to update    peer: transformers, chunk 256
     gradient   |g - g_stock| / |g_stock| over all parameters together           the price of the faster step
     overhead   a step of `muonlab.training.loop` between two points             peer: the five lines that a step is
-    logging    the first 60 steps of a run whose curve and progress are kept: the share of their seconds that goes into
-               rows and progress; evaluation and checkpoints are not counted among their seconds
 
 The stock side has the configuration that transformers gives a model that says nothing of chunks, on the same weights;
 both sides have the same optimizer, whose time is in the step. One thread, float32.
@@ -24,7 +22,6 @@ from torch import nn
 import optim
 from benchmarks.harness import Comparison, Row, per_call, run
 from benchmarks.optim_step import tiny_settings
-from muonlab.pipeline.attempts import _Clock
 from muonlab.registry.cell import Cell, Inputs, OptimizerSpec
 from muonlab.registry.settings import WorkloadSettings
 from muonlab.training import mamba
@@ -38,7 +35,6 @@ STOCK_CHUNK = 256
 OPTIONS = {"lr": 0.01, "lr_adjust": "match_rms_adamw", "orthogonalizer": "gram_eigh", "diagnose_every": 0}
 GOALS = {128: 3.0, 512: 2.0}
 GRADIENT_GOAL = 1e-6
-LOGGING_GOAL, FIRST_STEPS = 0.01, 60
 
 
 def settings(length: int, chunk: int | None = None) -> WorkloadSettings:
@@ -99,7 +95,7 @@ def steps() -> Iterator[Row]:
             stepper(settings(length, STOCK_CHUNK), stock_loss),
             f"stock, chunk {STOCK_CHUNK}",
             goal=goal,
-            rounds=11,
+            rounds=7,
         )
         row = run(comparison)
         yield replace(row, note=per_call(row))
@@ -115,26 +111,21 @@ def steps() -> Iterator[Row]:
         )
 
 
-def tiny_cell(workload: WorkloadSettings) -> Cell:
-    """The cell of `tiny` and Muon with these settings."""
-    return Cell(
-        workload="tiny",
-        arm="muon",
-        seed=0,
-        settings=workload,
-        optimizer=OptimizerSpec(kind="muon", options=optim.parse_options("muon", OPTIONS).model_dump(mode="json")),
-        inputs=Inputs(data="", tokenizer="", code="", environment=""),
-    )
-
-
 def overhead() -> Iterator[Row]:
-    """What the loop adds to a step between two points of the curve, and what is written at points."""
+    """What the loop adds to a step between two points of the curve."""
     workload = tiny_settings()
     with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(scratch)
-        prepare(workload.data, folder / "data", progress=lambda _: None)
-        data = TokenData.open(folder / "data")
-        started = Run(tiny_cell(workload), data, folder, place(workload), ALONE, lambda _: None, lambda _: None)
+        prepare(workload.data, Path(scratch) / "data", progress=lambda _: None)
+        cell = Cell(
+            workload="tiny",
+            arm="muon",
+            seed=0,
+            settings=workload,
+            optimizer=OptimizerSpec(kind="muon", options=optim.parse_options("muon", OPTIONS).model_dump(mode="json")),
+            inputs=Inputs(data="", tokenizer="", code="", environment=""),
+        )
+        data = TokenData.open(Path(scratch) / "data")
+        started = Run(cell, data, Path(scratch), place(workload), ALONE, lambda _: None, lambda _: None)
         row = run(
             Comparison(
                 "the loop's step",
@@ -142,26 +133,10 @@ def overhead() -> Iterator[Row]:
                 stepper(workload, our_loss),
                 "bare PyTorch loop",
                 goal=1 / 1.05,
-                rounds=41,
+                rounds=9,
             )
         )
         yield replace(row, note=f"{per_call(row)}; 0.952 is an overhead of 5%.")
-
-        short = workload.model_copy(update={"steps": FIRST_STEPS, "eval_blocks": 1})
-        cell = tiny_cell(short)
-        clock = _Clock(folder, cell, lambda _: None, lambda _: None)
-        logged = Run(cell, data, folder, place(short), ALONE, clock.point, clock.progress)
-        logged.to_the_end()
-        seconds = logged.clock.seconds
-        total = sum(seconds[part] for part in ("data", "forward", "backward", "optimizer", "measures", "logging"))
-        yield Row(
-            "logging, of the seconds of steps",
-            value=seconds["logging"] / total,
-            unit="",
-            goal=LOGGING_GOAL,
-            at_least=False,
-            note=f"{seconds['logging'] * 1e3:.3g} ms of {total:.3g} s, of the wall clock; {len(logged.curve)} rows.",
-        )
 
 
 SECTIONS = {"step": steps, "overhead": overhead}
