@@ -3,7 +3,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 # With an NVIDIA GPU, pip picks the torch that serves it; without one, the small CPU build.
 CONSTRAINTS := -c constraints.txt $(shell command -v nvidia-smi >/dev/null 2>&1 || echo -c constraints-cpu.txt)
-JOBS ?= 2
+# Cells trained side by side: one a GPU, and 2 without.
+JOBS ?=
 export DVC_NO_ANALYTICS := true
 export MLFLOW_DISABLE_TELEMETRY := true
 export PATH := $(CURDIR)/$(BIN):$(PATH)
@@ -27,12 +28,12 @@ setup: .venv/.ready  ## build .venv from pyproject.toml and the constraints
 	@touch $@
 
 study: setup  ## run the default study to its report (trains only what is missing)
-	$(BIN)/muon study run -j $(JOBS)
+	$(BIN)/muon study run $(if $(JOBS),-j $(JOBS))
 
 rehearsals: setup  ## run the tiny twin of every study that costs money (half an hour on two cores)
 	@# From the last: a tuning study comes before the study that it tunes.
 	@for study in $$(grep -l '^  twins:' experiments/*/study.yaml | cut -d/ -f2 | sort -r); do \
-	  $(BIN)/muon study run $$study --workload tiny -j $(JOBS) || exit $$?; done
+	  $(BIN)/muon study run $$study --workload tiny $(if $(JOBS),-j $(JOBS)) || exit $$?; done
 
 test: setup lint types imports  ## lint, types, import rules and every test
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder

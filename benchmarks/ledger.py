@@ -253,6 +253,8 @@ def judge_all(root: Path, slug: str) -> None:
 def seconds_of(root: Path, command: list[str]) -> tuple[float, float]:
     """Seconds of the processor, and on the clock, of a Python command in a repository."""
     environment = {**os.environ, "PYTHONPATH": str(PROJECT), "MUONLAB_TRACKING": "off"}
+    # A user's Python compiles a module once, not in every command.
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)
     before, began = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
     done = subprocess.run([sys.executable, *command], cwd=root, env=environment, capture_output=True, check=False)
     wall, after = time.perf_counter() - began, resource.getrusage(resource.RUSAGE_CHILDREN)

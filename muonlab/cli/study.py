@@ -9,12 +9,18 @@ import click
 
 from muonlab.cli.group import Group
 from muonlab.cli.options import json_option, say, slug_of, workload_option
+from muonlab.pipeline.gpus import default_jobs
 
 override_option = click.option(
     "--override", is_flag=True, help="Start against a closed gate; the registration and the report say so."
 )
 jobs_option = click.option(
-    "-j", "--jobs", default=2, show_default=True, type=click.IntRange(1), help="Cells trained side by side."
+    "-j",
+    "--jobs",
+    default=default_jobs,
+    show_default="one a GPU; 2 without a GPU",
+    type=click.IntRange(1),
+    help="Cells trained side by side; several on one GPU share its speed, and each is charged as if alone.",
 )
 max_cost_option = click.option(
     "--max-cost", type=click.FloatRange(0, min_open=True), help="Stop before these dollars are exceeded."

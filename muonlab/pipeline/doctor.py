@@ -28,7 +28,7 @@ from typing import Literal, NamedTuple
 
 from muonlab.pipeline import merging
 from muonlab.pipeline.answer import Answer, Facts
-from muonlab.pipeline.fingerprint import accelerator
+from muonlab.pipeline.gpus import accelerator
 from muonlab.pipeline.layout import Layout
 from muonlab.pipeline.processes import git_state, processor
 from muonlab.pipeline.resolve import load_params, resolve_optimizer

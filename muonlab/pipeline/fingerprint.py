@@ -15,12 +15,10 @@ from __future__ import annotations
 import functools
 import importlib.metadata
 import json
-import os
 import platform
-import shutil
-import subprocess
 from pathlib import Path
 
+from muonlab.pipeline.gpus import training_accelerator
 from muonlab.pipeline.layout import Layout
 from muonlab.registry.canonical import sha256_of
 from muonlab.registry.files import write_atomically
@@ -85,25 +83,3 @@ def _version_or_none(name: str) -> str:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
         return "none"
-
-
-def training_accelerator() -> str:
-    """Name of the GPU that torch computes on here, or `none`: also where torch has no CUDA, or is to see no GPU."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    # CUDA reads the list up to the first device that there is not.
-    hidden = visible is not None and visible.split(",")[0].strip() in ("", "-1")
-    if hidden or importlib.metadata.version("torch").endswith("+cpu"):
-        return "none"
-    return accelerator()
-
-
-def accelerator() -> str:
-    """Name of the first NVIDIA GPU, or `none`; asks the driver, so that torch need not be imported."""
-    tool = shutil.which("nvidia-smi")
-    if tool is None:
-        return "none"
-    asked = subprocess.run(
-        [tool, "--query-gpu=name", "--format=csv,noheader"], capture_output=True, text=True, check=False
-    )
-    names = asked.stdout.strip().splitlines() if asked.returncode == 0 else []
-    return names[0].strip() if names else "none"

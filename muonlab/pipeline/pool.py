@@ -16,9 +16,11 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import cycle, islice
 from typing import IO
 
 from muonlab.pipeline.attempts import AttemptProgress, CellScratch, Purpose, read_progress
+from muonlab.pipeline.gpus import training_gpus
 from muonlab.pipeline.layout import Layout
 from muonlab.registry.cell import Cell
 from muonlab.registry.errors import OverBudgetError
@@ -78,7 +80,8 @@ def train_all(
     """
     state = PoolState(waiting=list(jobs))
     tries: dict[str, int] = {}
-    crew = [_Worker(layout) for _ in range(min(workers, len(jobs)))]
+    gpus: list[str | None] = [*training_gpus()] or [None]
+    crew = [_Worker(layout, gpu) for gpu in islice(cycle(gpus), min(workers, len(jobs)))]
     try:
         while state.waiting or any(worker.job for worker in crew):
             for index, worker in enumerate(crew):
@@ -87,7 +90,7 @@ def train_all(
                 elif worker.job is not None and (ending := worker.poll()) is not None:
                     if ending.get("status") == "died":
                         job = worker.job
-                        crew[index] = _Worker(layout)
+                        crew[index] = _Worker(layout, worker.gpu)
                         tries[job.cell.digest] = tries.get(job.cell.digest, 0) + 1
                         if tries[job.cell.digest] < LARGEST_NUMBER_OF_TRIES:
                             state.waiting.insert(0, job)
@@ -138,10 +141,12 @@ def _wait_for_news(crew: list[_Worker], timeout_s: float = 1.0) -> None:
 
 
 class _Worker:
-    """One worker process and the job it has."""
+    """One worker process, with the GPU that it alone is to see (None: as it is), and the job it has."""
 
-    def __init__(self, layout: Layout) -> None:
+    def __init__(self, layout: Layout, gpu: str | None) -> None:
         self.layout = layout
+        self.gpu = gpu
+        alone = {"CUDA_VISIBLE_DEVICES": gpu} if gpu is not None else {}
         self.job: Job | None = None
         self.process = subprocess.Popen(
             [sys.executable, "-m", "muonlab.pipeline.worker", str(os.getpid())],
@@ -149,7 +154,7 @@ class _Worker:
             stdout=subprocess.PIPE,
             text=True,
             cwd=layout.root,
-            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(layout.root)},
+            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(layout.root), **alone},
         )
         assert self.process.stdout is not None
         self.answers: IO[str] = self.process.stdout

@@ -205,7 +205,7 @@ def provenance(root: Path) -> Provenance:
 
 def device_name() -> str:
     """The device that a training here runs on, as its record names it: the GPU, or the processor."""
-    from muonlab.pipeline.fingerprint import training_accelerator
+    from muonlab.pipeline.gpus import training_accelerator
 
     gpu = training_accelerator()
     return gpu if gpu != "none" else processor()

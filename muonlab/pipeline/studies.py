@@ -21,6 +21,7 @@ from muonlab.pipeline.study_run import RunOutcome
 from muonlab.pipeline.tuning_checks import check_tuning, why_untuned
 from muonlab.pipeline.tuning_results import arm_tunings
 from muonlab.registry.errors import CellsFailedError, IntegrityError, MuonlabError, OverBudgetError
+from muonlab.registry.record import RunRecord
 from muonlab.registry.settings import Params
 from muonlab.registry.study import Decision, Study
 from muonlab.reporting.criteria import Passed
@@ -423,7 +424,9 @@ class StudyStatus(Answer):
 def status_of(layout: Layout, slug: str) -> StudyStatus:
     """Look at all the evidence of a study again: ledger, git history, scratch, outputs."""
     snapshot = collect(layout, slug)
-    by_digest = {cell.digest: [r for r in snapshot.records if r.cell_digest == cell.digest] for cell in snapshot.cells}
+    by_digest: dict[str, list[RunRecord]] = {cell.digest: [] for cell in snapshot.cells}
+    for record in snapshot.records:
+        by_digest.setdefault(record.cell_digest, []).append(record)
     cells = []
     tuning = snapshot.study.kind == "tuning"
     points = [point for _, _, point in declared_grid(snapshot.study)] if tuning else [{}] * len(snapshot.cells)

@@ -21,7 +21,9 @@ import os
 import re
 from collections import deque
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -141,12 +143,14 @@ def _read(path: Path, content: bytes) -> Ledger:
 
 @contextmanager
 def _no_garbage() -> Iterator[None]:
-    # What is read holds no cycles and stays; the collector would look through all of it again and again.
+    # What is read holds no cycles and stays; the collector would look through all of it again and again,
+    # while it is read and (were it not set aside) ever after.
     was_on = gc.isenabled()
     gc.disable()
     try:
         yield
     finally:
+        gc.freeze()
         if was_on:
             gc.enable()
 
@@ -191,12 +195,18 @@ def append(path: Path, records: Iterable[RunRecord]) -> Ledger:
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(path.with_suffix(".lock")):
         content = path.read_bytes() if path.exists() else b""
-        ledger = _read(path, content)
+        # Git and its hashes run outside Python's lock, beside the parsing of lines.
+        with ThreadPoolExecutor(max_workers=1) as beside:
+            lost = beside.submit(lost_lines, path, content)
+            ledger = _read(path, content)
         known = {record.attempt_id: record for record in ledger.records}
-        outcomes = {(r.cell_digest, r.outcome()) for r in ledger.records if r.is_result}
         findings = list(ledger.findings)
         notes: list[str] = []
         new: list[RunRecord] = []
+
+        @cache  # most readings bring nothing new, and then nothing asks
+        def outcomes() -> set[tuple[str, object]]:
+            return {(r.cell_digest, r.outcome()) for r in ledger.records if r.is_result}
 
         def admit(record: RunRecord, *, restored: bool) -> None:
             held = known.get(record.attempt_id)
@@ -211,11 +221,11 @@ def append(path: Path, records: Iterable[RunRecord]) -> Ledger:
                         f"{record.attempt_id} differs from its row in the ledger; one of the two was edited."
                     )
                 return
-            if record.is_result and (record.cell_digest, record.outcome()) in outcomes:
+            if record.is_result and (record.cell_digest, record.outcome()) in outcomes():
                 return
             known[record.attempt_id] = record
             if record.is_result:
-                outcomes.add((record.cell_digest, record.outcome()))
+                outcomes().add((record.cell_digest, record.outcome()))
             new.append(record)
             if restored:
                 notes.append(
@@ -223,7 +233,7 @@ def append(path: Path, records: Iterable[RunRecord]) -> Ledger:
                     f"{path.name}; it is put back from git's history."
                 )
 
-        for line in lost_lines(path, content):
+        for line in lost.result():
             try:
                 admit(parse_line(line), restored=True)
             except ValueError:

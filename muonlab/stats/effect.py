@@ -12,12 +12,13 @@ Sources: Student (1908) doi:10.2307/2331554; Hedges (1981) doi:10.2307/1164588; 
 doi:10.1007/BF01068419; Clopper and Pearson (1934) doi:10.1093/biomet/26.4.404.
 """
 
+from functools import lru_cache
 from typing import Any, Literal
 
 import numpy as np
 
 from muonlab.stats.cost import CostPerPoint, cost_per_point
-from muonlab.stats.evidence import Floats, confidence_sequence, e_from_log, first_attainable_n, log_e_value
+from muonlab.stats.evidence import Floats, confidence_sequence, crossing, e_from_log, first_attainable_n, log_e_value
 from muonlab.stats.kernel import paired_t
 from muonlab.stats.result import Result
 from muonlab.stats.rule import Rule
@@ -258,12 +259,16 @@ def required_n(d_z: float, alpha: float) -> int | None:
 
 def minimum_detectable_effect(n: int, sd: float, alpha: float) -> float:
     """The true effect, in sd's unit, that n >= 2 pairs detect with 80 % power (one-sided)."""
-    from scipy.optimize import brentq
+    return sd * _detectable_d_z(n, alpha)
+
+
+@lru_cache(maxsize=4096)
+def _detectable_d_z(n: int, alpha: float) -> float:
     from scipy.special import stdtrit
 
     # The noncentral median is near the critical value; no needed shift exceeds it by 10 sd of the statistic.
     upper = (2 * float(stdtrit(n - 1, 1 - alpha)) + 10) / np.sqrt(n)
-    return float(sd * brentq(lambda d_z: power(n, d_z, alpha) - POWER, 0.0, upper))
+    return crossing(lambda d_z: power(n, d_z, alpha) - POWER, 0.0, float(upper))
 
 
 def divergence_bound(diverged: int, n: int) -> float:

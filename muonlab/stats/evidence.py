@@ -13,6 +13,7 @@ not. Sources: Perez-Ortiz et al., Annals of Statistics (2024); Wang and Ramdas, 
 and Koolen, Safe Testing, JRSS B (2024).
 """
 
+from collections.abc import Callable
 from functools import lru_cache
 
 import numpy as np
@@ -67,14 +68,22 @@ def first_attainable_n(level: float, g: float) -> int:
     raise ValueError(f"E cannot reach 1/{level:g} within {N_SEARCH_LIMIT} pairs at g = {g:g}; use a larger g or level")
 
 
+def crossing(f: Callable[[float], float], low: float, high: float) -> float:
+    """Where f, rising from f(low) < 0 to f(high) > 0, crosses 0: bisection down to neighbouring floats.
+
+    Importing scipy.optimize for its root finders takes longer than a study's whole arithmetic.
+    """
+    while low < (middle := (low + high) / 2) < high:
+        low, high = (middle, high) if f(middle) < 0 else (low, middle)
+    return high
+
+
 @lru_cache(maxsize=4096)
 def critical_t(n: int, level: float, g: float) -> float | None:
     """The t at which E of n pairs equals 1 / level; None where E cannot reach it."""
-    from scipy.optimize import brentq
-
     if n < 2 or largest_log_e(n, g) <= -np.log(level):
         return None
-    rho = float(brentq(lambda r: float(log_e_of_root(r, n, g)) + np.log(level), -1.0, 1.0, xtol=1e-14))
+    rho = crossing(lambda r: float(log_e_of_root(r, n, g)) + np.log(level), -1.0, 1.0)
     return float(rho * np.sqrt((n - 1) / (1 - rho**2)))
 
 

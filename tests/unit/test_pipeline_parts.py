@@ -10,6 +10,7 @@ import shutil
 import threading
 from pathlib import Path
 
+import psutil
 import pytest
 from filelock import FileLock
 from hypothesis import given
@@ -18,9 +19,10 @@ from hypothesis import strategies as st
 from muonlab.pipeline.attempts import AttemptProgress, CellScratch
 from muonlab.pipeline.conclude import read_evaluations, read_standing
 from muonlab.pipeline.declare import read_registration
-from muonlab.pipeline.fingerprint import accelerator, code_fingerprint, environment
+from muonlab.pipeline.fingerprint import code_fingerprint, environment
+from muonlab.pipeline.gpus import accelerator, default_jobs, training_gpus
 from muonlab.pipeline.layout import Layout
-from muonlab.pipeline.pool import PoolState
+from muonlab.pipeline.pool import PoolState, _Worker
 from muonlab.pipeline.processes import device_name, provenance
 from muonlab.pipeline.progress import PoolWatcher, duration
 from muonlab.registry.canonical import sha256_of
@@ -77,21 +79,22 @@ def test_the_environment_names_what_computes() -> None:
 
 
 @pytest.mark.parametrize(
-    ("torch_version", "visible", "said"),
+    ("torch_version", "visible", "seen"),
     [
-        ("2.13.0", None, "Card A"),
-        ("2.13.0", "0", "Card A"),
-        ("2.13.0+cu130", "1,0", "Card A"),
-        ("2.13.0", "", "none"),
-        ("2.13.0", "-1", "none"),
-        ("2.13.0+cpu", None, "none"),
+        ("2.13.0", None, ["0", "1"]),
+        ("2.13.0", "0", ["0"]),
+        ("2.13.0+cu130", "1,0", ["1", "0"]),
+        ("2.13.0", "1,-1,0", ["1"]),
+        ("2.13.0", "", []),
+        ("2.13.0", "-1", []),
+        ("2.13.0+cpu", None, []),
     ],
 )
 def test_the_accelerator_is_what_torch_computes_on_and_not_what_is_built_in(
-    torch_version: str, visible: str | None, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    torch_version: str, visible: str | None, seen: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tool = tmp_path / "nvidia-smi"
-    tool.write_text("#!/bin/sh\necho Card A\n")
+    tool.write_text("#!/bin/sh\necho Card A\necho Card A\n")
     tool.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     install(tmp_path / "site", monkeypatch, "torch", torch_version)
@@ -100,8 +103,21 @@ def test_the_accelerator_is_what_torch_computes_on_and_not_what_is_built_in(
     else:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     assert accelerator() == "Card A"
-    assert environment()["accelerator"] == said
-    assert (device_name() == "Card A") == (said == "Card A")
+    assert environment()["accelerator"] == ("Card A" if seen else "none")
+    assert (device_name() == "Card A") == bool(seen)
+    assert training_gpus() == seen
+    assert default_jobs() == (len(seen) or 2)
+
+
+@pytest.mark.parametrize("gpu", ["1", None])
+def test_a_worker_sees_its_own_gpu_alone(gpu: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    worker = _Worker(Layout(PROJECT, PROJECT), gpu)
+    try:
+        environ = psutil.Process(worker.process.pid).environ()
+    finally:
+        worker.stop()
+    assert environ["CUDA_VISIBLE_DEVICES"] == (gpu or "0,1")
 
 
 def test_kernels_that_compute_mamba_layers_are_of_the_environment(
