@@ -100,7 +100,7 @@ def steps() -> Iterator[Row]:
             stepper(settings(length, STOCK_CHUNK), stock_loss),
             f"stock, chunk {STOCK_CHUNK}",
             goal=goal,
-            rounds=7,
+            rounds=11,
         )
         row = run(comparison)
         yield replace(row, note=per_call(row))
@@ -143,7 +143,7 @@ def overhead() -> Iterator[Row]:
                 stepper(workload, our_loss),
                 "bare PyTorch loop",
                 goal=1 / 1.05,
-                rounds=9,
+                rounds=41,
             )
         )
         yield replace(row, note=f"{per_call(row)}; 0.952 is an overhead of 5%.")
