@@ -150,6 +150,6 @@ def refuted(acceptances: Iterable[Acceptance], digests: set[str]) -> Iterator[st
                 yield (
                     f"cell {cell.arm}-{cell.seed}: carried over to other code ({cell.code[:12]}) after "
                     f"{acceptance.evidence(cell).steps} steps, and another comparison of the two found a difference "
-                    f"({run.arm}-{run.seed}: {run.difference}); go back to the code of the records "
+                    f"({run.difference}); go back to the code of the records "
                     f"({cell.from_code[:12]}), or declare a new study (`muon study new`)."
                 )

@@ -131,7 +131,7 @@ def test_a_difference_found_later_takes_an_acceptance_back() -> None:
     found = acceptance("bb", difference="muon-0: at step 6 lr is 2.0, recorded 1.0", steps=8)
     assert not list(refuted([acceptance()], {CELL.digest}))
     (sentence,) = refuted([acceptance(), found], {CELL.digest})
-    assert "after 4 steps, and another comparison of the two found a difference (muon-0: muon-0: at step 6" in sentence
+    assert "after 4 steps, and another comparison of the two found a difference (muon-0: at step 6" in sentence
     assert not list(refuted([acceptance(), found], {"another study's cell"}))
 
 
