@@ -43,7 +43,7 @@ from muonlab.pipeline.running import ended_attempts
 from muonlab.pipeline.study_run import check_names, prepare
 from muonlab.pipeline.verify import train_again
 from muonlab.registry import ledger
-from muonlab.registry.acceptance import Acceptance, CarriedCell, Retrained, differences
+from muonlab.registry.acceptance import Acceptance, CarriedCell, Retrained, differences, under_code
 from muonlab.registry.cell import Cell
 from muonlab.registry.errors import IntegrityError, UsageError
 from muonlab.registry.ledger import Ledger
@@ -279,7 +279,7 @@ def _olds(layout: Layout, params: Params, study: Study, cells: list[Cell], recor
     found = []
     for cell in (*cells, *left_out):
         for code in codes:
-            digest = _under(cell, code=code).digest
+            digest = under_code(cell, code).digest
             attempts = by_digest.get(digest, [])
             if code == cell.inputs.code or not attempts:
                 continue
@@ -299,7 +299,7 @@ def _olds(layout: Layout, params: Params, study: Study, cells: list[Cell], recor
 
 def _refuse_others(study: Study, cells: list[Cell], records: list[RunRecord], ours: set[str]) -> None:
     by_key = {cell.key: cell for cell in cells}
-    for record in records:
+    for record in sorted(records, key=lambda r: (r.seed, r.arm)):
         cell = by_key.get(f"{record.arm}-{record.seed}")
         if record.study != study.slug or not record.is_result or cell is None:
             continue
@@ -316,12 +316,6 @@ def _refuse_others(study: Study, cells: list[Cell], records: list[RunRecord], ou
             f"{study.slug}: {cell.key} was recorded {how}; only a change of code can be accepted: go back to what it "
             "was made with, or declare a new study (`muon study new`)."
         )
-
-
-def _under(cell: Cell, *, code: str) -> Cell:
-    """The same cell under other code."""
-    content = cell.model_dump(mode="json")
-    return Cell.model_validate({**content, "inputs": {**content["inputs"], "code": code}})
 
 
 def _outputs(
@@ -360,9 +354,9 @@ def _tests(study: Study, olds: list[_Old], outputs: dict[str, RunRecord], held: 
     tests = []
     for group in groups.values():
         _refuse_refuted(held, study, group[0])
-        settings = group[0].cell.settings
-        wanted = settings.steps if steps == "all" else min(settings.steps, steps or enough_steps(settings))
-        if not all(_is_compared(held, old, wanted) for old in group):
+        wanted = _wanted(held, study, group[0], steps)
+        # Where nothing is asked for, any comparison that has carried them over will do.
+        if not all(_is_compared(held, old, wanted if steps else 1) for old in group):
             tests.append(_test_of(study, group, outputs, wanted))
     return tests
 
@@ -375,6 +369,24 @@ def _refuse_refuted(held: Ledger, study: Study, old: _Old) -> None:
             f"{study.slug}: this code was compared before, and came out otherwise ({run.difference}); fewer steps are "
             "no second chance, and nothing is carried over."
         )
+
+
+def _wanted(held: Ledger, study: Study, old: _Old, steps: Steps) -> int:
+    """How many steps to compare: as asked, and as many as it took to find a difference of other code from this one.
+
+    Else what was found out once could be hidden by one more change. Raises UsageError where fewer are asked for.
+    """
+    settings = old.cell.settings
+    if steps == "all":
+        return settings.steps
+    of_same = [run for key, run in differences(held.acceptances).items() if key[:2] == (study.workload, old.from_code)]
+    least = max((run.steps for run in of_same), default=0)
+    if steps is not None and steps < least:
+        raise UsageError(
+            f"--steps {steps}: other code was compared with the same records before and differed within "
+            f"{count(least, 'step')}; compare at least as many."
+        )
+    return min(settings.steps, steps or max(least, enough_steps(settings)))
 
 
 def _is_compared(held: Ledger, old: _Old, steps: int) -> bool:

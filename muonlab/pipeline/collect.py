@@ -32,7 +32,7 @@ from muonlab.pipeline.tuning_checks import check_tuning
 from muonlab.pipeline.tuning_results import arm_tunings
 from muonlab.pipeline.verify import agree_to_rounding
 from muonlab.registry import ledger
-from muonlab.registry.acceptance import older_digests, refuted
+from muonlab.registry.acceptance import mislabelled, older_digests, refuted
 from muonlab.registry.canonical import sha256_of
 from muonlab.registry.files import file_sha256
 from muonlab.registry.record import RunRecord
@@ -64,15 +64,17 @@ def collect(layout: Layout, slug: str, *, sweep: bool = True) -> Snapshot:
     # In an order of their own: that of the lines is another one in a clone that has merged them otherwise.
     known = sorted(held.records, key=lambda r: (r.started_at, r.attempt_id))
     older = older_digests(held.acceptances)
+    resolved = study_cells(layout, params, study)
     cells = [
         DeclaredCell(arm=cell.arm, seed=cell.seed, digest=cell.digest, older=older.get(cell.digest, []))
-        for cell in study_cells(layout, params, study)
+        for cell in resolved
     ]
     digests = {digest for cell in cells for digest in cell.digests}
     records = [r for r in known if r.cell_digest in digests or r.study == slug]
     tuned, edited = arm_tunings(layout, params, study, known)
     findings += [*held.findings, *edited]
-    findings += [*_contradictions(records, cells, study), *refuted(held.acceptances, digests)]
+    findings += _contradictions(records, cells, study)
+    findings += [*mislabelled(held.acceptances, resolved), *refuted(held.acceptances, digests)]
     registration = read_registration(layout, slug)
     if registration is not None and not registration.is_whole:
         findings.append(

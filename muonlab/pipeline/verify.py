@@ -23,8 +23,11 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from muonlab.pipeline.answer import Answer
 from muonlab.pipeline.evaluations import read_record
+from muonlab.pipeline.fingerprint import code_fingerprint
 from muonlab.pipeline.layout import Layout
 from muonlab.pipeline.resolve import load_params, resolve_cell
+from muonlab.registry import ledger
+from muonlab.registry.acceptance import accepted_after
 from muonlab.registry.cell import Cell
 from muonlab.registry.errors import UsageError
 from muonlab.registry.record import RunRecord
@@ -59,6 +62,8 @@ class Verification(Answer):
     """Whether versions and kind of machine are those of the record."""
     same_code: bool
     """Whether the code that trains is that of the record."""
+    accepted_after: int | None
+    """Steps after which `muon accept` carried the record over to the code that trains; null where it has not."""
     tolerance: float | None
     """Relative, on losses; null where nothing may differ: in the environment of a record that repeats bit for bit."""
     difference: str | None
@@ -72,7 +77,10 @@ class Verification(Answer):
     def lines(self) -> Iterator[str]:
         """One sentence for a reader."""
         part = "all" if self.steps == self.of_steps else f"the first {self.steps} of {self.of_steps}"
-        what = f"{self.run}: {part} steps trained again" + ("" if self.same_code else ", by other code,")
+        accepted = (
+            "" if self.accepted_after is None else f" that was accepted after {count(self.accepted_after, 'step')}"
+        )
+        what = f"{self.run}: {part} steps trained again" + ("" if self.same_code else f", by other code{accepted},")
         why = "the record promises agreement to rounding only" if self.same_environment else "another environment"
         how = "bit for bit" if self.tolerance is None else f"within {self.tolerance:.0%} ({why})"
         if self.agrees:
@@ -108,6 +116,7 @@ def verify(layout: Layout, run: str, *, steps: int | None) -> Verification:
     same = record.hashes.environment == cell.inputs.environment
     exact = same and record.repeats == "bit for bit"
     found = train_again(layout, cell, record, folder, steps=steps, exact=exact)
+    code = code_fingerprint(layout.root, cell.optimizer.kind)
     return Verification(
         run=name,
         agrees=found.difference is None,
@@ -116,7 +125,8 @@ def verify(layout: Layout, run: str, *, steps: int | None) -> Verification:
         rows=found.rows,
         weights_compared=found.weights_compared,
         same_environment=same,
-        same_code=record.hashes.code == cell.inputs.code,
+        same_code=record.hashes.code == code,
+        accepted_after=accepted_after(ledger.read(layout.ledger).acceptances, record.cell_digest, code),
         tolerance=None if exact else TOLERANCE,
         difference=found.difference,
     )

@@ -14,6 +14,7 @@ from typing import Literal
 
 from pydantic import model_validator
 
+from muonlab.registry.cell import Cell
 from muonlab.registry.record import Provenance
 from muonlab.registry.settings import Closed, Name, Seed
 
@@ -91,6 +92,12 @@ class Acceptance(Closed):
         return next(r for r in self.retrained if (r.arm, r.from_code, r.code) == (cell.arm, cell.from_code, cell.code))
 
 
+def under_code(cell: Cell, code: str) -> Cell:
+    """The same cell under the code with this hash."""
+    content = cell.model_dump(mode="json")
+    return Cell.model_validate({**content, "inputs": {**content["inputs"], "code": code}})
+
+
 def older_digests(acceptances: Iterable[Acceptance]) -> dict[str, list[str]]:
     """Digest of a cell -> the digests under other code that were accepted for it, sorted."""
     found: dict[str, set[str]] = {}
@@ -98,6 +105,12 @@ def older_digests(acceptances: Iterable[Acceptance]) -> dict[str, list[str]]:
         for cell in acceptance.carried:
             found.setdefault(cell.digest, set()).add(cell.from_digest)
     return {digest: sorted(older) for digest, older in found.items()}
+
+
+def accepted_after(acceptances: Iterable[Acceptance], digest: str, code: str) -> int | None:
+    """After how many compared steps the records of a digest were carried over to `code`; None where they were not."""
+    found = [a.evidence(c).steps for a in acceptances for c in a.carried if (c.from_digest, c.code) == (digest, code)]
+    return max(found, default=None)
 
 
 def differences(acceptances: Iterable[Acceptance]) -> dict[tuple[str, str, str], Retrained]:
@@ -108,6 +121,22 @@ def differences(acceptances: Iterable[Acceptance]) -> dict[tuple[str, str, str],
         for run in acceptance.retrained
         if run.difference is not None
     }
+
+
+def mislabelled(acceptances: Iterable[Acceptance], cells: Iterable[Cell]) -> Iterator[str]:
+    """Why an acceptance cannot be what `muon accept` wrote, a sentence each: its digests differ in more than code."""
+    by_digest = {cell.digest: cell for cell in cells}
+    for acceptance in acceptances:
+        for carried in acceptance.carried:
+            cell = by_digest.get(carried.digest)
+            if cell is None:
+                continue
+            if carried.code != cell.inputs.code or under_code(cell, carried.from_code).digest != carried.from_digest:
+                yield (
+                    f"cell {carried.arm}-{carried.seed}: the acceptance {acceptance.acceptance_id} carries records "
+                    f"over to it ({carried.from_digest[:12]}) that differ in more than their code; it was not written "
+                    "by `muon accept`."
+                )
 
 
 def refuted(acceptances: Iterable[Acceptance], digests: set[str]) -> Iterator[str]:
@@ -121,6 +150,6 @@ def refuted(acceptances: Iterable[Acceptance], digests: set[str]) -> Iterator[st
                 yield (
                     f"cell {cell.arm}-{cell.seed}: carried over to other code ({cell.code[:12]}) after "
                     f"{acceptance.evidence(cell).steps} steps, and another comparison of the two found a difference "
-                    f"({run.arm}-{run.seed}: {run.difference}); go back to the code of the records "
+                    f"({run.difference}); go back to the code of the records "
                     f"({cell.from_code[:12]}), or declare a new study (`muon study new`)."
                 )

@@ -140,7 +140,11 @@ def _read(path: Path, content: bytes) -> Ledger:
                 findings.append(f"{path.name} line {number} {error}.")
                 continue
             if isinstance(record, Acceptance):
-                accepted[record.acceptance_id] = record
+                if accepted.setdefault(record.acceptance_id, record) != record:
+                    findings.append(
+                        f"{path.name} line {number} is the acceptance {record.acceptance_id}, which an earlier line "
+                        "has with another content; one of the two was edited."
+                    )
                 continue
             held = records.setdefault(record.attempt_id, record)
             # A merge by git's union keeps a line that both sides have added twice.

@@ -741,7 +741,8 @@ def limits(standing: Standing) -> list[str]:
         f"One workload: {study.workload} {_trains(standing)}. Whether a difference, or its absence, carries over to a "
         "larger model, a longer run or other data is not tested here."
     )
-    if carried := {(c.arm, c.seed) for a in snapshot.acceptances for c in a.carried if c.digest in snapshot.digests}:
+    digests = snapshot.digests
+    if carried := {(c.arm, c.seed) for a in snapshot.acceptances for c in a.carried if c.digest in digests}:
         found.append(
             f"Other code: {count(len(carried), 'run')} here were made by other code and carried over by `muon accept`, "
             "which compares some steps of some runs; what is noted of the runs says which."
