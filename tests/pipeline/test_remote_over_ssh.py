@@ -225,29 +225,26 @@ def test_a_study_outlives_its_connection_and_is_whole_here(ours: Repository, pod
     assert laid == [".done", "curve.csv", "train.json"]
 
     # What a run cannot have left is not believed: neither other code nor an edited row.
-    for path, words in (("params.yaml", "changes params.yaml, which no run writes"),
-                        ("experiments/ledger.jsonl", "was edited after it was written")):  # fmt: skip
-        forge(pod, run.name, sent, path)
+    for path, edit, words in (
+        ("params.yaml", ("lr: 0.02", "lr: 0.03"), "changes params.yaml, which no run writes"),
+        ("experiments/ledger.jsonl", ('"val_loss":5.', '"val_loss":4.'), "was edited after it was written"),
+    ):
+        text = (ours.root / path).read_text()
+        assert edit[0] in text
+        forge(pod, run.name, sent, path, text.replace(*edit))
         head = ours.git("rev-parse", "HEAD")
         refused(ours.muon("download", "--run", "*", "--remote", "pod", check=False), words, code=5)
         assert ours.git("rev-parse", "HEAD") == head
 
 
-def forge(pod: Pod, run: str, sent: str, path: str) -> None:
+def forge(pod: Pod, run: str, sent: str, path: str, text: str) -> None:
     """Put another commit in the place of a run's results."""
 
-    def git(*arguments: str) -> str:
-        done = subprocess.run(["git", *arguments], cwd=pod.checkout, check=True, capture_output=True, text=True)
-        return done.stdout
+    def git(*arguments: str) -> None:
+        subprocess.run(["git", *arguments], cwd=pod.checkout, check=True, capture_output=True)
 
-    results = git("ls-remote", str(pod.home / "pod" / "repository.git"), f"refs/muonlab/results/{run}").split()[0]
-    text = git("show", f"{results}:{path}")
-    edited = (
-        text.replace('"val_loss":', '"val_loss": ', 1).replace("0.02", "0.03").replace('"status":"c', '"status":"d')
-    )
-    assert edited != text
     git("checkout", "--quiet", "--force", "--detach", sent)
-    (pod.checkout / path).write_text(edited)
+    (pod.checkout / path).write_text(text)
     git("add", "--force", path)
     git("commit", "--quiet", "--message", "forged")
     git("push", "--quiet", "--force", str(pod.home / "pod" / "repository.git"), f"HEAD:refs/muonlab/results/{run}")
