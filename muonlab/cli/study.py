@@ -9,6 +9,7 @@ import click
 
 from muonlab.cli.group import Group
 from muonlab.cli.options import json_option, say, slug_of, workload_option
+from muonlab.cli.where import address_option, gpus_per_cell_option, on_option, place_of
 
 override_option = click.option(
     "--override", is_flag=True, help="Start against a closed gate; the registration and the report say so."
@@ -93,6 +94,9 @@ def _plan(
 @click.option(
     "--only", multiple=True, metavar="PATTERN", help="Train only these cells, as in 'muon-*'; may be given again."
 )
+@on_option
+@address_option
+@gpus_per_cell_option
 @workload_option
 @json_option
 def study_run(
@@ -104,6 +108,9 @@ def study_run(
     until_decided: bool,
     override: bool,
     only: tuple[str, ...],
+    on: str | None,
+    address: str | None,
+    gpus_per_cell: int | None,
     twin: str | None,
     as_json: bool,
 ) -> None:
@@ -120,7 +127,13 @@ def study_run(
 
     --only trains the cells of these names (`<arm>-<seed>`, shell patterns) and leaves the others to be trained
     elsewhere: it exits with 3 and names what is missing, until all are in place or in DVC's run cache.
+
+    --on ray trains on every node of a Ray cluster that has the GPUs for a cell (--gpus-per-cell; -j does not count
+    there), from the commit that is checked out, and takes the results over here. A cell whose worker or node dies is
+    tried again; killed, this command finds what still runs when it is started again. See docs/cluster.md.
     """
+    from contextlib import closing
+
     from muonlab.pipeline.layout import Layout
     from muonlab.pipeline.parts import chosen_cells
     from muonlab.pipeline.progress import PoolWatcher
@@ -138,8 +151,6 @@ def study_run(
     chosen_cells(declared, only)  # a wrong pattern is refused before anything is prepared
     if until_decided:
         refuse_undecidable(declared)
-    if declared.provenance == "run":
-        begin(layout, slug, override=override)
 
     def watch(steps: int, cells: int) -> Any:
         return PoolWatcher(slug, steps, cells)
@@ -147,23 +158,27 @@ def study_run(
     def note(text: str) -> None:
         click.echo(text, err=True)
 
+    place = place_of(layout, declared, on=on, jobs=jobs, address=address, gpus_per_cell=gpus_per_cell, say=note)
     try:
-        if declared.kind == "tuning":
-            code = run_tuning(layout, slug, workers=jobs, watch=watch, say=note, max_cost_usd=max_cost)
-            say(tuning_answer(layout, slug, code), as_json)
-            sys.exit(code)
-        answer: StudyRun
-        if until_decided:
-            tell = once(note)
+        with closing(place):
+            if declared.provenance == "run":
+                begin(layout, slug, override=override)
+            if declared.kind == "tuning":
+                code = run_tuning(layout, slug, place=place, watch=watch, say=note, max_cost_usd=max_cost)
+                say(tuning_answer(layout, slug, code), as_json)
+                sys.exit(code)
+            answer: StudyRun
+            if until_decided:
+                tell = once(note)
 
-            def run(limit: float | None) -> RunOutcome:
-                return run_study(layout, slug, workers=jobs, watch=watch, say=tell, max_cost_usd=limit, only=only)
+                def run(limit: float | None) -> RunOutcome:
+                    return run_study(layout, slug, place=place, watch=watch, say=tell, max_cost_usd=limit, only=only)
 
-            looked = run_until_decided(layout, slug, run, say=note, max_cost_usd=max_cost)
-            answer = decided_answer(layout, slug, looked, fail_on_no_go=fail_on_no_go)
-        else:
-            outcome = run_study(layout, slug, workers=jobs, watch=watch, say=note, max_cost_usd=max_cost, only=only)
-            answer = run_answer(layout, slug, outcome, fail_on_no_go=fail_on_no_go)
+                looked = run_until_decided(layout, slug, run, say=note, max_cost_usd=max_cost)
+                answer = decided_answer(layout, slug, looked, fail_on_no_go=fail_on_no_go)
+            else:
+                outcome = run_study(layout, slug, place=place, watch=watch, say=note, max_cost_usd=max_cost, only=only)
+                answer = run_answer(layout, slug, outcome, fail_on_no_go=fail_on_no_go)
     except KeyboardInterrupt:
         again = f"muon study run {slug}{' --until-decided' if until_decided else ''}"
         click.echo(f"muon: interrupted; `{again}` goes on from here.", err=True)
