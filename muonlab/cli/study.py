@@ -9,7 +9,7 @@ import click
 
 from muonlab.cli.group import Group
 from muonlab.cli.options import json_option, say, slug_of, workload_option
-from muonlab.cli.where import address_option, gpus_per_cell_option, on_option, place_of
+from muonlab.cli.where import address_option, gpus_per_cell_option, on_option, place_of, schedule_options, scheduler
 
 override_option = click.option(
     "--override", is_flag=True, help="Start against a closed gate; the registration and the report say so."
@@ -58,25 +58,33 @@ def study_show(slug: str | None, twin: str | None, as_json: bool) -> None:
 @click.argument("slug", required=False)
 @jobs_option
 @max_cost_option
+@schedule_options
 @workload_option
 @json_option
-def study_plan(slug: str | None, jobs: int, max_cost: float | None, twin: str | None, as_json: bool) -> None:
+def study_plan(
+    slug: str | None, jobs: int, max_cost: float | None, twin: str | None, as_json: bool, **of_ray: Any
+) -> None:
     """Say what a run of the study would train and restore, how long and for how much, and do nothing.
 
     The same as `muon study run --dry-run`: cells by their state, seconds, GPU hours and dollars to expect from finished
     cells of the same workload, against the budget and --max-cost. Exits with 4 where these do not suffice.
+
+    --on ray --gpus G adds the schedule on a cluster: when the last cell ends, what stands idle until then, and the rent
+    of all G GPUs. Connects to nothing.
     """
-    _plan(slug, twin, jobs, max_cost, as_json)
+    _plan(slug, twin, jobs, max_cost, as_json, of_ray=of_ray)
 
 
 def _plan(
-    slug: str | None, twin: str | None, jobs: int, max_cost: float | None, as_json: bool, only: tuple[str, ...] = ()
-) -> NoReturn:
+    slug: str | None, twin: str | None, jobs: int, max_cost: float | None, as_json: bool, only: tuple[str, ...] = (),
+    of_ray: dict[str, Any] | None = None,
+) -> NoReturn:  # fmt: skip
     from muonlab.pipeline.layout import Layout
     from muonlab.pipeline.plan import make_plan
 
     layout = Layout.find()
-    plan = make_plan(layout, slug_of(layout, slug, twin), jobs=jobs, max_cost_usd=max_cost, only=only)
+    schedule = scheduler(**of_ray or {})
+    plan = schedule(make_plan(layout, slug_of(layout, slug, twin), jobs=jobs, max_cost_usd=max_cost, only=only))
     say(plan, as_json)
     sys.exit(plan.exit_code)
 

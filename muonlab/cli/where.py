@@ -12,6 +12,7 @@ from muonlab.registry.errors import UsageError, nearest
 
 if TYPE_CHECKING:
     from muonlab.pipeline.layout import Layout
+    from muonlab.pipeline.plan import Plan
     from muonlab.pipeline.pool import Place
     from muonlab.registry.study import Study
 
@@ -24,6 +25,42 @@ gpus_per_cell_option = click.option(
 address_option = click.option(
     "--address", metavar="HOST:PORT", help="With --on ray: of the cluster; by default $RAY_ADDRESS, or 127.0.0.1:6379."
 )
+
+
+def schedule_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The options of a plan for a cluster."""
+    options = (
+        click.option("--on", metavar="WHERE", help="The schedule elsewhere: `ray`, on a Ray cluster."),
+        click.option("--gpus", type=click.IntRange(1), help="With --on ray: GPUs of the cluster."),
+        gpus_per_cell_option,
+        click.option(
+            "--step-seconds", type=click.FloatRange(0, min_open=True),
+            help="With --on ray: seconds a step, instead of the estimate.",
+        ),
+        click.option(
+            "--start-seconds", type=click.FloatRange(0), help="With --on ray: seconds before the steps of a cell."
+        ),
+    )  # fmt: skip
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def scheduler(
+    on: str | None = None, *, gpus: int | None = None, gpus_per_cell: int | None = None,
+    step_seconds: float | None = None, start_seconds: float | None = None,
+) -> Callable[[Plan], Plan]:  # fmt: skip
+    """Adds the schedule that the options ask for to a plan. Raises UsageError for options that make none."""
+    check_place(on, gpus=gpus, gpus_per_cell=gpus_per_cell, step_seconds=step_seconds, start_seconds=start_seconds)
+    if on is None:
+        return lambda plan: plan
+    from muonlab.pipeline.plan_cluster import refuse_no_fit, schedule_of
+
+    number = refuse_no_fit(gpus, gpus_per_cell or 1, step_seconds)
+    return lambda plan: schedule_of(
+        plan, gpus=number, gpus_per_cell=gpus_per_cell or 1, step_seconds=step_seconds,
+        start_seconds=start_seconds or 0.0,
+    )  # fmt: skip
 
 
 def place_of(

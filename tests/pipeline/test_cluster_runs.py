@@ -48,7 +48,8 @@ class Ray:
 
     def environment(self) -> dict[str, str]:
         of_ray = {"RAY_AUTH_MODE": "disabled"} if self.token is None else {"RAY_AUTH_TOKEN": self.token}
-        return {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "token", **of_ray}
+        patient = {"RAY_raylet_start_wait_time_s": "150"}  # on a busy machine 30 s do not suffice
+        return {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "token", **patient, **of_ray}
 
     def node(self, checkout: Repository, gpus: int = 1) -> subprocess.Popen[bytes]:
         """A node whose checkout this is."""
@@ -157,7 +158,9 @@ def results(repository: Repository) -> dict[str, tuple[Any, ...]]:
 
 
 def verdict(repository: Repository) -> Any:
-    return {arm: found["verdict"] for arm, found in repository.read(f"reports/{STUDY}/verdict.json")["verdicts"].items()}
+    return {
+        arm: found["verdict"] for arm, found in repository.read(f"reports/{STUDY}/verdict.json")["verdicts"].items()
+    }
 
 
 def trainers(root: Path) -> list[psutil.Process]:
