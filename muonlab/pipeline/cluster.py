@@ -52,6 +52,9 @@ JOINED_EVERY_S = 3.0
 SAY_WAITING_S = 60.0
 NOBODY_LEFT_S = 120.0
 """With no node left for so long, the run ends; what was trained is kept."""
+MOST_FAILED_STARTS = 3
+"""Slots that could not start on a node; then it takes no part."""
+OUT_OF_MEMORY = "out of memory: Ray ended it, since its node ran low"
 PART_BYTES = 16 * 2**20
 STOP_S = 15.0
 
@@ -83,6 +86,7 @@ class Cluster:
         self.owner = f"{hashlib.sha256(f'{socket.gethostname()}{layout.main}'.encode()).hexdigest()[:12]}.{study.slug}."
         self.nodes: dict[str, Node] = {}
         self.refused: set[str] = set()
+        self.failed_starts: Counter[str] = Counter()
         self.taken: Counter[str] = Counter()
         """Digest -> the highest number of an attempt that some node has seen."""
         self.slots: list[Slot] = []
@@ -195,12 +199,23 @@ class Cluster:
             self._looked = now
             self._survey(self._unknown(), [], refuse=False)
             self._refuse_to_wait(now)
+        for slot in self.slots:
+            if slot.failure is not None:
+                self._note_failed_start(slot, slot.failure)
         self.slots = [slot for slot in self.slots if not slot.gone]
         held = Counter(slot.at.id for slot in self.slots)
         for node in self.nodes.values():
             for _ in range(min(node.gpus // self.devices - held[node.id], jobs - len(self.slots))):
                 self.slots.append(self._new_slot(node))
         return [slot for slot in self.slots if slot not in crew and slot.is_ready()]
+
+    def _note_failed_start(self, slot: Slot, why: str) -> None:
+        self.failed_starts[slot.at.id] += 1
+        if self.failed_starts[slot.at.id] == MOST_FAILED_STARTS:
+            self.refused.add(slot.at.id)
+            self.nodes.pop(slot.at.id, None)
+            self.say(f"muon: node {slot.node}: {MOST_FAILED_STARTS} slots could not start there ({why}); it takes no "
+                     "part.")  # fmt: skip
 
     def _new_slot(self, node: Node) -> Slot:
         named = f"{self.owner}{node.id}.{uuid.uuid4().hex[:8]}"
@@ -313,7 +328,9 @@ class Slot:
         self.cluster, self.at, self.name, self.actor = cluster, at, name, actor
         self.node = at.name
         self.job: Job | None = None
-        self.gone = self.told = False
+        self.gone = self.told = self._asked_to_stop = False
+        self.failure: str | None = None
+        """Why it could not start."""
         self.asked_at = time.monotonic()
         self.greeting = actor.ready.remote() if fence is None else None
         self.news: Any = None
@@ -339,8 +356,8 @@ class Slot:
         if self.greeting is not None and self.cluster.ray.wait([self.greeting], timeout=0)[0]:
             try:
                 self.cluster.ray.get(self.greeting)
-            except self.cluster.ray.exceptions.RayError:
-                self.gone = True
+            except self.cluster.ray.exceptions.RayError as error:
+                self.gone, self.failure = True, _first_line(error)
             self.greeting = None
         return self.greeting is None and not self.gone
 
@@ -437,8 +454,10 @@ class Slot:
         fence = self.fence
         if fence.record() is not None:  # it had ended, and lies on shared storage
             return self._take_home({"status": "died"})
-        terminal = "out of memory" in why
-        record_lost(self.cluster.layout, fence, f"lost on {self.node}: {why}")
+        terminal = why == OUT_OF_MEMORY
+        record_lost(
+            self.cluster.layout, fence, f"lost on {self.node}: {why}", status="failed" if terminal else "abandoned"
+        )
         seen = fence.seen()
         self.cluster.say(f"muon: {self.job.name}: attempt {fence.number} on {self.node} was lost ({why}).")
         status = {"status": "failed", "error": f"on {self.node}: {why}"} if terminal else {"status": "died"}
@@ -449,15 +468,21 @@ class Slot:
         self.news = self._began = self._seen = self._refusal = None
         return ending
 
+    def ask_to_stop(self) -> None:
+        """Tell the attempt to end."""
+        if self.job is not None and self.news is not None and not self._asked_to_stop:
+            self._asked_to_stop = True
+            self.actor.stop.remote()
+
     def stop(self) -> None:
         """End the attempt, keep its record, and give the GPUs back."""
         if self.gone:
             return
+        self.ask_to_stop()
         self.gone = True
         ray = self.cluster.ray
         if self.job is not None and self.news is not None:
             with contextlib.suppress(ray.exceptions.RayError):
-                self.actor.stop.remote()
                 last = ray.get(self.actor.look.remote(0.0), timeout=STOP_S)
                 self._seen = last["seen"] or self._seen
                 if self._seen is not None:
@@ -563,11 +588,11 @@ def _difference(here: dict[str, Any], there: dict[str, Any]) -> str | None:
 
 
 def _why(error: Exception) -> str:
-    """Why an actor is dead, in a few words."""
+    """Why an actor is dead, in a few words; by Ray's own, which name many possible causes of an unexplained death."""
     text = str(error)
-    if "low on memory" in text or "OOM" in text:
-        return "out of memory: Ray ended it, since its node ran low"
-    if "node" in text and ("died" in text or "dead" in text or "terminated" in text):
+    if "running low on memory" in text:
+        return OUT_OF_MEMORY
+    if "its node has died" in text or "node was terminated" in text:
         return "its node died"
     return "its worker died"
 

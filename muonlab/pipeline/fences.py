@@ -27,7 +27,7 @@ from muonlab.pipeline.layout import Layout
 from muonlab.registry.canonical import canonical_json
 from muonlab.registry.errors import IntegrityError, UsageError
 from muonlab.registry.files import write_atomically
-from muonlab.registry.record import RunRecord
+from muonlab.registry.record import RunRecord, Status
 
 
 class Seen(NamedTuple):
@@ -174,7 +174,7 @@ def promote(layout: Layout, fence: Fence) -> RunRecord | None:
     return record
 
 
-def record_lost(layout: Layout, fence: Fence, error: str) -> RunRecord | None:
+def record_lost(layout: Layout, fence: Fence, error: str, status: Status = "abandoned") -> RunRecord | None:
     """Write the record of an attempt whose node or process is gone, from what is known of it, and return it.
 
     None where it never began, or has its record already. The caller holds the cell's lock. The fence stays, for its
@@ -195,7 +195,7 @@ def record_lost(layout: Layout, fence: Fence, error: str) -> RunRecord | None:
     reached = seen.progress or AttemptProgress(0, 0, None, 0.0, 0, 0)
     write_atomically(folder / "progress.json", json.dumps(reached._asdict()), durable=False)
     record = lost_record(
-        folder, start["record"], Purpose(**start["purpose"]), reached, status="abandoned", error=error[:2000]
+        folder, start["record"], Purpose(**start["purpose"]), reached, status=status, error=error[:2000]
     )
     write_atomically(folder / "record.json", record.model_dump_json(indent=2))
     _keep(own, fence, folder)

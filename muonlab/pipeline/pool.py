@@ -90,8 +90,11 @@ class Worker(Protocol):
     def progress(self) -> AttemptProgress | None:
         """Where the job stands."""
 
+    def ask_to_stop(self) -> None:
+        """Begin to end, in mid-step if need be: the next start goes on from the last checkpoint."""
+
     def stop(self) -> None:
-        """End, in mid-step if need be: the next start goes on from the last checkpoint."""
+        """End, and keep what the attempt says of it."""
 
 
 class Place(Protocol):
@@ -171,6 +174,8 @@ def train_all(
             place.wait(crew)
     finally:
         for worker in crew:
+            worker.ask_to_stop()
+        for worker in crew:
             worker.stop()
     return state
 
@@ -230,6 +235,7 @@ class LocalWorker:
         self.layout = layout
         self.job: Job | None = None
         self._attempt_in = layout
+        self._asked_to_stop = False
         self.process = subprocess.Popen(
             [sys.executable, "-m", module[0], str(os.getpid()), *module[1:]],
             stdin=subprocess.PIPE,
@@ -271,14 +277,19 @@ class LocalWorker:
         folders = CellScratch(self._attempt_in, self.job.cell.digest).attempt_folders()
         return read_progress(folders[-1]) if folders else None
 
+    def ask_to_stop(self) -> None:
+        """Send SIGTERM to a process that trains."""
+        if self.job is not None and not self._asked_to_stop:
+            self._asked_to_stop = True
+            self.process.terminate()
+
     def stop(self) -> None:
         """End the process, in mid-step if need be: the next start goes on from the last checkpoint."""
         assert self.process.stdin is not None
         with contextlib.suppress(BrokenPipeError):
             self.process.stdin.close()
         deadline = time.monotonic() + 5
-        if self.job is not None:
-            self.process.terminate()
+        self.ask_to_stop()
         while self.process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.05)
         if self.process.poll() is None:
