@@ -72,6 +72,8 @@ class Node(NamedTuple):
 class Cluster:
     """A connected cluster. Close it: it holds GPUs."""
 
+    slot_class = cluster_node.Slot
+
     def __init__(self, layout: Layout, study: Study, kinds: list[str], address: str, gpus_per_cell: int,
                  say: Callable[[str], None]) -> None:  # fmt: skip
         """Connect, and look at every node. Raises UsageError for what cannot work: an address where no cluster
@@ -219,7 +221,7 @@ class Cluster:
 
     def _new_slot(self, node: Node) -> Slot:
         named = f"{self.owner}{node.id}.{uuid.uuid4().hex[:8]}"
-        made = self.ray.remote(cluster_node.Slot).options(
+        made = self.ray.remote(self.slot_class).options(
             name=named,
             lifetime="detached",
             num_gpus=self.devices,

@@ -13,11 +13,10 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,67 +24,12 @@ from typing import Any
 import psutil
 import pytest
 from conftest import STUDY, TOY_PARAMS, TOY_STUDY, Maker, Repository
+from ray_nodes import START_S, Ray, wait_until
 
 pytest.importorskip("ray", reason="the extra `cluster` is not installed")
 pytestmark = pytest.mark.slow
 
-TOKEN = "a-token-of-the-tests-0123456789"
 GRID = f"experiments/{STUDY}/dvc.yaml"
-START_S = 180.0
-
-
-class Ray:
-    """A cluster of `ray start --block` processes."""
-
-    def __init__(self, folder: Path, token: str | None = TOKEN) -> None:
-        self.folder, self.token = folder, token
-        self.started: list[subprocess.Popen[bytes]] = []
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.address = f"127.0.0.1:{free.getsockname()[1]}"
-        self.start(folder, "--head", f"--port={self.address.partition(':')[2]}", "--num-gpus=0",
-                   "--include-dashboard=false")  # fmt: skip
-
-    def environment(self) -> dict[str, str]:
-        of_ray = {"RAY_AUTH_MODE": "disabled"} if self.token is None else {"RAY_AUTH_TOKEN": self.token}
-        patient = {"RAY_raylet_start_wait_time_s": "150"}  # on a busy machine 30 s do not suffice
-        return {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "token", **patient, **of_ray}
-
-    def node(self, checkout: Repository, gpus: int = 1) -> subprocess.Popen[bytes]:
-        """A node whose checkout this is."""
-        return self.start(checkout.root, f"--address={self.address}", f"--num-gpus={gpus}",
-                          **checkout.environment())  # fmt: skip
-
-    def start(self, where: Path, *options: str, **environment: str) -> subprocess.Popen[bytes]:
-        number = len(self.started)
-        log = self.folder / f"{number}.log"
-        with log.open("wb") as out:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--num-cpus=1",
-                 "--object-store-memory=100000000", f"--temp-dir={self.folder / str(number)}",
-                 "--disable-usage-stats", *options],
-                cwd=where, env={**os.environ, **environment, **self.environment()}, stdout=out, stderr=out,
-            )  # fmt: skip
-        self.started.append(process)
-        wait_until(lambda: b"Ray runtime started" in log.read_bytes() or process.poll() is not None, START_S)
-        assert process.poll() is None, log.read_text()
-        return process
-
-    def kill(self, node: subprocess.Popen[bytes]) -> None:
-        """SIGKILL to Ray's own processes of a node; what they had started is not touched."""
-        for process in [psutil.Process(node.pid), *psutil.Process(node.pid).children()]:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                process.kill()
-        node.wait()
-
-    def stop(self) -> None:
-        for process in reversed(self.started):
-            process.terminate()
-        for process in reversed(self.started):
-            try:
-                process.wait(30)
-            except subprocess.TimeoutExpired:
-                self.kill(process)
 
 
 @pytest.fixture(scope="module")
@@ -116,13 +60,6 @@ def cluster(head: Ray) -> Iterator[Ray]:
         if process not in before:
             process.wait(30)
     head.started = before
-
-
-def wait_until(condition: Callable[[], object], seconds: float) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.1)
 
 
 def declared(*, steps: int = 8, seeds: int = 2) -> dict[str, Any]:
@@ -220,11 +157,10 @@ def _a_late_finisher_that_differs_is_found(here: Repository, cluster: Ray) -> No
 
 
 def test_a_killed_trainer_node_and_driver_change_nothing(make: Maker, cluster: Ray, tmp_path: Path) -> None:
-    here = make(tmp_path / "here", **declared(steps=600))
+    here = make(tmp_path / "here", **declared(steps=400))
     alone = clone(here, tmp_path / "alone")
-    alone.muon("study", "run", STUDY)
-    cluster.node(here)
-    doomed = cluster.node(here)
+    alone.muon("study", "run", STUDY, "-j", "1")
+    nodes = [cluster.node(here), cluster.node(here)]
 
     def start() -> subprocess.Popen[str]:
         return subprocess.Popen(
@@ -234,14 +170,14 @@ def test_a_killed_trainer_node_and_driver_change_nothing(make: Maker, cluster: R
 
     driver = start()
     wait_until(lambda: running(here, step=20), START_S)
-    trainer = next(iter(running(here)))
+    trainer = next(iter(running(here, step=20)))
     os.kill(trainer, signal.SIGKILL)
-    wait_until(lambda: len(set(running(here, step=20)) - {trainer}) == 2, START_S)
-    # The node dies: its worker and its trainer must not go on for long.
-    of_node = [pid for pid in running(here) if psutil.Process(doomed.pid) in psutil.Process(pid).parents()]
-    assert of_node
+    wait_until(lambda: running(here, step=20).keys() - {trainer}, START_S)
+    (another, *_) = running(here, step=20).keys() - {trainer}
+    (doomed,) = (node for node in nodes if psutil.Process(node.pid) in psutil.Process(another).parents())
+    # Ray's processes of the node are killed; what trains there must not go on for long.
     cluster.kill(doomed)
-    wait_until(lambda: not any(psutil.pid_exists(pid) for pid in of_node), 30)
+    wait_until(lambda: not psutil.pid_exists(another), 30)
     wait_until(lambda: running(here, step=20), START_S)
     at_work = set(running(here))
     driver.kill()
