@@ -16,6 +16,7 @@ from conftest import Repository
 
 TOKEN = "a-token-of-the-tests-0123456789"
 START_S = 180.0
+STARTS = 4
 
 
 class Ray:
@@ -44,6 +45,14 @@ class Ray:
         return self.start(checkout.root, f"--address={self.address}", f"--num-gpus={gpus}", **around)
 
     def start(self, where: Path, *options: str, **environment: str) -> subprocess.Popen[bytes]:
+        """Start a node; again where Ray's own patience of 15 s was too short for a busy machine."""
+        for _ in range(STARTS):
+            process, log = self._start_once(where, *options, **environment)
+            if process.poll() is None:
+                return process
+        raise AssertionError(log.read_text())
+
+    def _start_once(self, where: Path, *options: str, **environment: str) -> tuple[subprocess.Popen[bytes], Path]:
         number = len(self.started)
         log = self.folder / f"{number}.log"
         with log.open("wb") as out:
@@ -55,8 +64,7 @@ class Ray:
             )  # fmt: skip
         self.started.append(process)
         wait_until(lambda: b"Ray runtime started" in log.read_bytes() or process.poll() is not None, START_S)
-        assert process.poll() is None, log.read_text()
-        return process
+        return process, log
 
     def kill(self, node: subprocess.Popen[bytes]) -> None:
         """SIGKILL to Ray's own processes of a node; what they had started is not touched."""
@@ -67,7 +75,7 @@ class Ray:
 
     def stop(self) -> None:
         for process in reversed(self.started):
-            process.terminate()
+            process.terminate()  # nothing, to one that has ended
         for process in reversed(self.started):
             try:
                 process.wait(30)
