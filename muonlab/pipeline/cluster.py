@@ -31,6 +31,8 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
+from filelock import FileLock, Timeout
+
 from muonlab.pipeline import cluster_node
 from muonlab.pipeline.attempts import AttemptProgress, CellScratch
 from muonlab.pipeline.fences import Fence, Seen, fences_of, promote, record_lost, reserve
@@ -63,7 +65,6 @@ class Node(NamedTuple):
     """A node that can hold a cell."""
 
     id: str
-    host: str
     gpus: int
     name: str
     """What a person is shown: the host, and where several nodes have that name, the beginning of their identity."""
@@ -84,7 +85,13 @@ class Cluster:
             raise UsageError(
                 f"--on ray: {dirt.partition(';')[0]}; nodes train the commit that is checked out: commit first."
             )
-        self.ray = _connect(address)
+        self._lock = FileLock(layout.scratch / f"on-ray-{study.slug}.lock")
+        self._be_the_only_driver()
+        try:
+            self.ray = _connect(address)
+        except BaseException:
+            self._lock.release()
+            raise
         self.owner = f"{hashlib.sha256(f'{socket.gethostname()}{layout.main}'.encode()).hexdigest()[:12]}.{study.slug}."
         self.nodes: dict[str, Node] = {}
         self.refused: set[str] = set()
@@ -100,6 +107,16 @@ class Cluster:
         except BaseException:
             self.close()
             raise
+
+    def _be_the_only_driver(self) -> None:
+        self.layout.scratch.mkdir(parents=True, exist_ok=True)
+        try:
+            self._lock.acquire(timeout=0)
+        except Timeout:
+            raise UsageError(
+                f"--on ray: another `muon study run {self.study.slug} --on ray` runs in this checkout; wait for it, or "
+                "stop it: what it trains goes on for the next one."
+            ) from None
 
     # What runs where
 
@@ -245,6 +262,7 @@ class Cluster:
         for slot in self.slots:
             slot.stop()
         self.ray.shutdown()
+        self._lock.release()
 
     # Who may take part
 
@@ -256,10 +274,7 @@ class Cluster:
             host = str(node["NodeManagerHostname"])
             return host if hosts[host] == 1 else f"{host}/{node['NodeID'][:4]}"
 
-        return [
-            Node(node["NodeID"], str(node["NodeManagerHostname"]), int(node["Resources"].get("GPU", 0)), name(node))
-            for node in seen
-        ]
+        return [Node(node["NodeID"], int(node["Resources"].get("GPU", 0)), name(node)) for node in seen]
 
     def _refuse_too_many_gpus(self) -> None:
         most = max((node.gpus for node in self._alive()), default=0)

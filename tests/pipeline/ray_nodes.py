@@ -15,7 +15,7 @@ import psutil
 from conftest import Repository
 
 TOKEN = "a-token-of-the-tests-0123456789"
-START_S = 180.0
+START_S = 600.0
 STARTS = 4
 
 
