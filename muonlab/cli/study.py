@@ -10,6 +10,16 @@ import click
 from muonlab.cli.group import Group
 from muonlab.cli.options import json_option, say, slug_of, workload_option
 from muonlab.cli.remote import run_on
+from muonlab.cli.where import (
+    RAY,
+    address_option,
+    check_place,
+    gpus_per_cell_option,
+    on_option,
+    place_of,
+    schedule_options,
+    scheduler,
+)
 from muonlab.pipeline.gpus import default_jobs
 
 override_option = click.option(
@@ -63,15 +73,21 @@ def study_show(slug: str | None, twin: str | None, as_json: bool) -> None:
 @click.argument("slug", required=False)
 @jobs_option
 @max_cost_option
+@schedule_options
 @workload_option
 @json_option
-def study_plan(slug: str | None, jobs: int | None, max_cost: float | None, twin: str | None, as_json: bool) -> None:
+def study_plan(
+    slug: str | None, jobs: int | None, max_cost: float | None, twin: str | None, as_json: bool, **of_ray: Any
+) -> None:
     """Say what a run of the study would train and restore, how long and for how much, and do nothing.
 
     The same as `muon study run --dry-run`: cells by their state, seconds, GPU hours and dollars to expect from finished
     cells of the same workload, against the budget and --max-cost. Exits with 4 where these do not suffice.
+
+    --on ray --gpus G adds the schedule on a cluster: when the last cell ends, what stands idle until then, and the rent
+    of all G GPUs. Connects to nothing.
     """
-    _plan(slug, twin, jobs, max_cost, as_json)
+    _plan(slug, twin, jobs, max_cost, as_json, of_ray=of_ray)
 
 
 def _plan(
@@ -81,12 +97,15 @@ def _plan(
     max_cost: float | None,
     as_json: bool,
     only: tuple[str, ...] = (),
+    of_ray: dict[str, Any] | None = None,
 ) -> NoReturn:
     from muonlab.pipeline.layout import Layout
     from muonlab.pipeline.plan import make_plan
 
     layout = Layout.find()
-    plan = make_plan(layout, slug_of(layout, slug, twin), jobs=jobs or default_jobs(), max_cost_usd=max_cost, only=only)
+    schedule = scheduler(**of_ray or {})
+    made = make_plan(layout, slug_of(layout, slug, twin), jobs=jobs or default_jobs(), max_cost_usd=max_cost, only=only)
+    plan = schedule(made)
     say(plan, as_json)
     sys.exit(plan.exit_code)
 
@@ -104,7 +123,9 @@ def _plan(
 @click.option(
     "--only", multiple=True, metavar="PATTERN", help="Train only these cells, as in 'muon-*'; may be given again."
 )
-@click.option("--on", "on", metavar="WHERE", help="Train on a rented machine instead (`muon remote list`).")
+@on_option
+@address_option
+@gpus_per_cell_option
 @workload_option
 @json_option
 def study_run(
@@ -117,6 +138,8 @@ def study_run(
     override: bool,
     only: tuple[str, ...],
     on: str | None,
+    address: str | None,
+    gpus_per_cell: int | None,
     twin: str | None,
     as_json: bool,
 ) -> None:
@@ -137,7 +160,13 @@ def study_run(
     --on NAME sends the last commit to a machine of `muon remote`, sets it up, runs the study there in a process that
     outlives the connection, follows it, and brings home ledger, reports and outputs. Given again, it follows the same
     run. --max-cost then counts the machine's own price, too, from the start of its set-up.
+
+    --on ray trains on every node of a Ray cluster that has the GPUs for a cell (--gpus-per-cell; -j does not count
+    there), from the commit that is checked out, and takes the results over here. A cell whose worker or node dies is
+    tried again; killed, this command finds what still runs when it is started again. See docs/cluster.md.
     """
+    from contextlib import closing
+
     from muonlab.pipeline.layout import Layout
     from muonlab.pipeline.parts import chosen_cells
     from muonlab.pipeline.progress import PoolWatcher
@@ -149,7 +178,8 @@ def study_run(
 
     if dry_run:
         _plan(slug, twin, jobs, max_cost, as_json, only)
-    if on is not None:
+    if on is not None and on != RAY:
+        check_place(None, address=address, gpus_per_cell=gpus_per_cell)
         if until_decided:
             raise click.UsageError("--until-decided edits study.yaml as it goes on; it does not go with --on.")
         run_on(
@@ -163,8 +193,6 @@ def study_run(
     chosen_cells(declared, only)  # a wrong pattern is refused before anything is prepared
     if until_decided:
         refuse_undecidable(declared)
-    if declared.provenance == "run":
-        begin(layout, slug, override=override)
 
     def watch(steps: int, cells: int) -> Any:
         return PoolWatcher(slug, steps, cells)
@@ -172,23 +200,27 @@ def study_run(
     def note(text: str) -> None:
         click.echo(text, err=True)
 
+    place = place_of(layout, declared, on=on, jobs=jobs, address=address, gpus_per_cell=gpus_per_cell, say=note)
     try:
-        if declared.kind == "tuning":
-            code = run_tuning(layout, slug, workers=jobs, watch=watch, say=note, max_cost_usd=max_cost)
-            say(tuning_answer(layout, slug, code), as_json)
-            sys.exit(code)
-        answer: StudyRun
-        if until_decided:
-            tell = once(note)
+        with closing(place):
+            if declared.provenance == "run":
+                begin(layout, slug, override=override)
+            if declared.kind == "tuning":
+                code = run_tuning(layout, slug, place=place, watch=watch, say=note, max_cost_usd=max_cost)
+                say(tuning_answer(layout, slug, code), as_json)
+                sys.exit(code)
+            answer: StudyRun
+            if until_decided:
+                tell = once(note)
 
-            def run(limit: float | None) -> RunOutcome:
-                return run_study(layout, slug, workers=jobs, watch=watch, say=tell, max_cost_usd=limit, only=only)
+                def run(limit: float | None) -> RunOutcome:
+                    return run_study(layout, slug, place=place, watch=watch, say=tell, max_cost_usd=limit, only=only)
 
-            looked = run_until_decided(layout, slug, run, say=note, max_cost_usd=max_cost)
-            answer = decided_answer(layout, slug, looked, fail_on_no_go=fail_on_no_go)
-        else:
-            outcome = run_study(layout, slug, workers=jobs, watch=watch, say=note, max_cost_usd=max_cost, only=only)
-            answer = run_answer(layout, slug, outcome, fail_on_no_go=fail_on_no_go)
+                looked = run_until_decided(layout, slug, run, say=note, max_cost_usd=max_cost)
+                answer = decided_answer(layout, slug, looked, fail_on_no_go=fail_on_no_go)
+            else:
+                outcome = run_study(layout, slug, place=place, watch=watch, say=note, max_cost_usd=max_cost, only=only)
+                answer = run_answer(layout, slug, outcome, fail_on_no_go=fail_on_no_go)
     except KeyboardInterrupt:
         again = f"muon study run {slug}{' --until-decided' if until_decided else ''}"
         click.echo(f"muon: interrupted; `{again}` goes on from here.", err=True)

@@ -7,6 +7,7 @@
                                   alive.json   its seconds so far, rewritten every second, whatever it is at
                                   record.json  how it ended: the ledger's row
                      bundle/                  train.json, curve.csv, model.safetensors, .done and manifest.json
+                     cluster/<n>/             an attempt made on a cluster, until it is promoted (see `fences`)
 
 An attempt without record.json whose lock is free was killed: the next start writes its record, `abandoned`.
 Only a renamed, hashed bundle is ever read as a result. Adopting one imports no torch.
@@ -72,6 +73,7 @@ class CellScratch:
         self.folder = layout.scratch / digest
         self.work = self.folder / "work"
         self.bundle = self.folder / "bundle"
+        self.fences = self.folder / "cluster"
 
     @contextmanager
     def locked(self, name: str) -> Iterator[None]:
@@ -101,6 +103,11 @@ class CellScratch:
         """Folders of all attempts made on this machine, first to last."""
         return sorted((self.folder / "attempts").glob("*/"), key=lambda path: int(path.name))
 
+    def next_number(self) -> int:
+        """The number of the attempt that follows those made on this machine."""
+        earlier = self.attempt_folders()
+        return int(earlier[-1].name) + 1 if earlier else 1
+
     def records(self) -> list[RunRecord]:
         """Records of the attempts that have ended."""
         return [
@@ -127,7 +134,7 @@ class CellScratch:
                 start = _read(folder / "start.json")
                 yield (
                     folder,
-                    _lost_record(
+                    lost_record(
                         folder,
                         start["record"],
                         Purpose(**start["purpose"]),
@@ -164,8 +171,8 @@ class CellScratch:
 
     def discard(self) -> None:
         """Remove bundle and checkpoints once the outputs are safe elsewhere; the attempts' records stay."""
-        shutil.rmtree(self.bundle, ignore_errors=True)
-        shutil.rmtree(self.work, ignore_errors=True)
+        for folder in (self.bundle, self.work, self.fences):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def read_curve(folder: Path) -> list[dict[str, Any]]:
@@ -190,11 +197,13 @@ def train_cell(
     purpose: Purpose,
     *,
     data_dir: Path,
+    number: int | None = None,
     on_progress: Callable[[Path], None] = lambda folder: None,
     warn: Callable[[str], None] = print,
 ) -> RunRecord:
     """Make one attempt at a cell, in this process, going on from its newest checkpoint; return its record.
 
+    `number`: of the attempt, where others are made elsewhere; by default it follows those in this scratch folder.
     On success the cell's bundle is complete. `on_progress` is told the attempt's folder about once a second.
     Raises CellsFailedError, after the record is written, when the attempt fails; a divergence is a result, not
     a failure. Raises UsageError when another process holds the cell.
@@ -204,8 +213,8 @@ def train_cell(
     scratch = CellScratch(layout, cell.digest)
     with scratch.locked(cell.key):
         scratch.sweep()
-        earlier = scratch.attempt_folders()
-        number = int(earlier[-1].name) + 1 if earlier else 1
+        if number is None:
+            number = scratch.next_number()
         folder = scratch.folder / "attempts" / str(number)
         folder.mkdir(parents=True)
         base: dict[str, Any] = {
@@ -250,7 +259,7 @@ def train_cell(
             status: Status = "abandoned" if interrupted else "failed"
             name = type(error).__name__
             reason = f"interrupted ({name})" if interrupted else _reason(error, cell)
-            lost = _lost_record(folder, base, purpose, clock.state(), status=status, error=reason[:2000])
+            lost = lost_record(folder, base, purpose, clock.state(), status=status, error=reason[:2000])
             try:
                 _write_record(folder, lost)
             except OSError as unwritten:  # the disk is full: the next start finds the attempt, and records it
@@ -415,10 +424,13 @@ def read_progress(folder: Path) -> AttemptProgress | None:
     return AttemptProgress(**_read(path)) if path.exists() else None
 
 
-def _lost_record(
+def lost_record(
     folder: Path, base: dict[str, Any], purpose: Purpose, reached: AttemptProgress, *, status: Status, error: str
 ) -> RunRecord:
-    """The record of an attempt that ended without a result: how far it came, and what it cost."""
+    """The record of an attempt that ended without a result: how far it came, and what it cost.
+
+    `folder` holds its curve, `base` is what `start.json` says of the record.
+    """
     return RunRecord.model_validate(
         {
             **base,

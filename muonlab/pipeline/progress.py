@@ -60,8 +60,10 @@ class PoolWatcher:
     def line(self, state: PoolState) -> str:
         """The state in one plain line."""
         running = ", ".join(
-            f"{key} {p.step}/{p.steps}" + ("" if p.loss is None else f" loss {p.loss:.3f}") if p else f"{key} starting"
-            for key, p in sorted(state.running.items())
+            f"{name} {p.step}/{p.steps}" + ("" if p.loss is None else f" loss {p.loss:.3f}")
+            if p
+            else f"{name} starting"
+            for name, p in ((_placed(key, state), p) for key, p in sorted(state.running.items()))
         )
         return f"{self._summary(state)}" + (f" | {running}" if running else "")
 
@@ -83,12 +85,17 @@ class PoolWatcher:
 
         table = Table.grid(padding=(0, 2))
         for key, p in sorted(state.running.items()):
+            key = _placed(key, state)
             if p is None:
                 table.add_row(key, Text("starting", style="dim"), "", "")
             else:
                 loss = "-" if p.loss is None else f"{p.loss:.4f}"
                 table.add_row(key, ProgressBar(p.steps, p.step, width=20), f"{p.step}/{p.steps}", f"loss {loss}")
         return Group(Text(f"{self.title}: {self._summary(state)}"), table)
+
+
+def _placed(key: str, state: PoolState) -> str:
+    return f"{key} on {state.nodes[key]}" if key in state.nodes else key
 
 
 def _live() -> Live:

@@ -23,7 +23,7 @@ from muonlab.pipeline.conclude import collect_into, is_current, judge_into, read
 from muonlab.pipeline.declare import declared_params, has_results, refuse_uncommitted, register
 from muonlab.pipeline.fingerprint import write_fingerprints
 from muonlab.pipeline.layout import Layout
-from muonlab.pipeline.pool import Job, PoolState, TrainingStoppedError, train_all
+from muonlab.pipeline.pool import Job, Place, PoolState, TrainingStoppedError, train_all
 from muonlab.pipeline.price import refuse_small_budget
 from muonlab.pipeline.processes import difference, dirty_text
 from muonlab.pipeline.registered import read_registration
@@ -109,11 +109,12 @@ def check_names(layout: Layout, slug: str) -> tuple[Params, Study]:
 
 
 def run_study(
-    layout: Layout, slug: str, *, workers: int, watch: Callable[[int, int], Watch], say: Callable[[str], None],
+    layout: Layout, slug: str, *, place: Place, watch: Callable[[int, int], Watch], say: Callable[[str], None],
     max_cost_usd: float | None = None, only: Sequence[str] = (),
 ) -> RunOutcome:  # fmt: skip
     """Run a comparison to its report, training only what is missing, and nothing where others report its results.
 
+    `place`: where cells are trained.
     `only`: shell patterns of the cells to train; the study is concluded where all others are in place. `watch` is told
     how many steps and cells there are and returns the function that is shown the pool's state. Raises UsageError,
     OverBudgetError, or CellsFailedError when a stage of DVC fails.
@@ -129,6 +130,7 @@ def run_study(
     say_dirt(layout, say)
     in_place = prepare(layout, params, study)
     cells = study_cells(layout, params, study)
+    place.gather(cells)
     waiting = [cell for cell in cells if cell.key not in in_place.cells]
     untrained = [cell for cell in waiting if CellScratch(layout, cell.digest).finished() is None]
     missing = [cell for cell in untrained if cell.key in chosen]
@@ -142,6 +144,7 @@ def run_study(
         study=slug,
         registration=register(layout, params, study).registration,
         price_usd_per_gpu_hour=study.price_usd_per_gpu_hour,
+        device_count=place.devices,
     )
     over_budget = None
     try:
@@ -149,10 +152,11 @@ def run_study(
             layout,
             study,
             [Job(cell, purpose) for cell in missing],
-            workers=workers,
+            place=place,
             watch=watch,
             max_cost_usd=max_cost_usd,
         )
+        place.gather(cells)
     except TrainingStoppedError as stop:
         state, over_budget = stop.state, str(stop)
     if state.failed or left or over_budget is not None:
@@ -205,7 +209,7 @@ def train_missing(
     study: Study,
     jobs: list[Job],
     *,
-    workers: int,
+    place: Place,
     watch: Callable[[int, int], Watch],
     max_cost_usd: float | None,
 ) -> PoolState:
@@ -224,7 +228,7 @@ def train_missing(
         limit = left if limit is None else min(limit, left)
     steps = sum(job.cell.settings.steps for job in jobs)
     with start_follower(layout.main):
-        return train_all(layout, jobs, workers=workers, on_change=watch(steps, len(jobs)), max_cost_usd=limit)
+        return train_all(jobs, place=place, on_change=watch(steps, len(jobs)), max_cost_usd=limit)
 
 
 def report_without_dvc(layout: Layout, slug: str) -> Standing:

@@ -19,7 +19,7 @@ from muonlab.pipeline.collect import collect
 from muonlab.pipeline.conclude import write_index
 from muonlab.pipeline.declare import current_registration, declared_params, register
 from muonlab.pipeline.layout import Layout
-from muonlab.pipeline.pool import Job
+from muonlab.pipeline.pool import Job, Place
 from muonlab.pipeline.price import declared_grid
 from muonlab.pipeline.registered import read_registration
 from muonlab.pipeline.resolve import check_study, load_params, load_study, study_cells
@@ -46,7 +46,7 @@ from muonlab.reporting.tuning_standing import GridRun, TuningStanding, spell_opt
 
 
 def run_tuning(
-    layout: Layout, slug: str, *, workers: int, watch: Callable[[int, int], Watch], say: Callable[[str], None],
+    layout: Layout, slug: str, *, place: Place, watch: Callable[[int, int], Watch], say: Callable[[str], None],
     max_cost_usd: float | None = None,
 ) -> int:  # fmt: skip
     """Run a tuning study to its report, training only what is missing; return the exit code.
@@ -61,8 +61,11 @@ def run_tuning(
     say_dirt(layout, say)
     prepare(layout, params, study)
     grid = list(zip(declared_grid(study), study_cells(layout, params, study), strict=True))
+    place.gather([cell for _, cell in grid])
     known = {r.cell_digest for r in collect(layout, slug).records if r.is_result}
-    purpose = Purpose(slug, register(layout, params, study).registration, study.price_usd_per_gpu_hour)
+    purpose = Purpose(
+        slug, register(layout, params, study).registration, study.price_usd_per_gpu_hour, device_count=place.devices
+    )
     jobs = [
         Job(cell, purpose, label=f"{cell.key} {spell_options(options)}")
         for (_, _, options), cell in grid
@@ -70,7 +73,7 @@ def run_tuning(
     ]
     say(f"{slug}: {len(grid)} cells, {len(grid) - len(jobs)} known, {len(jobs)} to train.")
     try:
-        state = train_missing(layout, study, jobs, workers=workers, watch=watch, max_cost_usd=max_cost_usd)
+        state = train_missing(layout, study, jobs, place=place, watch=watch, max_cost_usd=max_cost_usd)
     except OverBudgetError:
         report_tuning(layout, slug)
         raise

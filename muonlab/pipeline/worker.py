@@ -1,7 +1,8 @@
 """A worker of the pool: trains the cells that it is given on standard input, one after another.
 
-One JSON object a line in, {"cell": ..., "purpose": ...}; one out, {"status": ..., "seconds": ...}. Training prints
-nothing else on standard output. Torch is imported once for all cells.
+One JSON object a line in, {"cell": ..., "purpose": ..., "fence": ...}; one out, {"status": ..., "seconds": ...}.
+Training prints nothing else on standard output. Torch is imported once for all cells. With the name of a file the jobs
+are read from it: under torchrun by every process, of which the first answers.
 """
 
 from __future__ import annotations
@@ -9,19 +10,22 @@ from __future__ import annotations
 import json
 import signal
 import sys
+from pathlib import Path
 from types import FrameType
 
 from muonlab.pipeline.attempts import CellScratch, Purpose, train_cell
+from muonlab.pipeline.cells import follow
 from muonlab.pipeline.evaluations import evaluate_now
 from muonlab.pipeline.layout import Layout
 from muonlab.pipeline.processes import die_with_parent
 from muonlab.registry.cell import Cell
 from muonlab.registry.errors import MuonlabError
 from muonlab.registry.files import full_disk_told
+from muonlab.training.distributed import started_ranks
 
 
 def main() -> None:
-    """Serve jobs until standard input closes."""
+    """Serve jobs until standard input, or the file, ends."""
     die_with_parent(int(sys.argv[1]))
     # The driver decides when to stop: Ctrl-C reaches the whole group, and a TERM is the driver's word.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -29,13 +33,20 @@ def main() -> None:
     layout = Layout.find()
     answers = sys.stdout
     sys.stdout = sys.stderr
-    for line in sys.stdin:
+    jobs = Path(sys.argv[2]).read_text(encoding="utf-8").splitlines() if len(sys.argv) > 2 else sys.stdin
+    for line in jobs:
         job = json.loads(line)
         cell = Cell.model_validate(job["cell"])
-        print(json.dumps(_train(layout, cell, Purpose(**job["purpose"]))), file=answers, flush=True)
+        fence = job["fence"]
+        place = layout if fence is None else Layout(root=layout.root, main=Path(fence["main"]))
+        if not started_ranks().writes:
+            follow(place, cell)
+            continue
+        ending = _train(place, cell, Purpose(**job["purpose"]), None if fence is None else fence["number"])
+        print(json.dumps(ending), file=answers, flush=True)
 
 
-def _train(layout: Layout, cell: Cell, purpose: Purpose) -> dict[str, object]:
+def _train(layout: Layout, cell: Cell, purpose: Purpose, number: int | None) -> dict[str, object]:
     scratch = CellScratch(layout, cell.digest)
     try:
         data_dir = layout.data(cell.workload)
@@ -45,6 +56,7 @@ def _train(layout: Layout, cell: Cell, purpose: Purpose) -> dict[str, object]:
                 cell,
                 purpose,
                 data_dir=data_dir,
+                number=number,
                 warn=lambda text: print(f"{cell.key}: {text}", file=sys.stderr, flush=True),
             )
             evaluate_now(layout, scratch.bundle, cell.settings, record, data_dir)

@@ -21,6 +21,7 @@ from conftest import STUDY, TOY_STUDY, Maker, Repository
 from muonlab.cli import main
 from muonlab.pipeline.layout import Layout
 from muonlab.pipeline.plan import Plan, make_plan
+from muonlab.pipeline.pool import ThisMachine
 from muonlab.pipeline.sharing import commit_results
 from muonlab.pipeline.studies import StudyStatus, list_studies, show_study
 from muonlab.pipeline.study_run import run_study
@@ -90,8 +91,9 @@ def test_the_run_finds_what_the_plan_says(repository: Repository) -> None:
     declaration = f"experiments/{STUDY}/study.yaml"
     # The run counts its cells before it finds that the money is spent.
     repository.edit_yaml(declaration, lambda content: content["study"].update(budget_usd=1e-9))
+    layout = Layout.find(repository.root)
     with pytest.raises(OverBudgetError):
-        run_study(Layout.find(repository.root), STUDY, workers=1, watch=lambda steps, cells: print, say=said.append)
+        run_study(layout, STUDY, place=ThisMachine(layout, 1), watch=lambda steps, cells: print, say=said.append)
     assert plan(repository).over_budget is not None
     repository.git("checkout", "-q", "HEAD", declaration)
     assert said[-1:] == [
