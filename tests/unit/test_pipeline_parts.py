@@ -22,7 +22,7 @@ from muonlab.pipeline.conclude import read_evaluations, read_standing
 from muonlab.pipeline.declare import read_registration
 from muonlab.pipeline.fingerprint import code_fingerprint, environment
 from muonlab.pipeline.layout import Layout
-from muonlab.pipeline.pool import Job, PoolState, _Worker
+from muonlab.pipeline.pool import Job, LocalWorker, PoolState
 from muonlab.pipeline.processes import device_name, provenance
 from muonlab.pipeline.progress import PoolWatcher, duration
 from muonlab.registry.canonical import sha256_of
@@ -112,7 +112,7 @@ def test_the_accelerator_is_what_torch_computes_on_and_not_what_is_built_in(
 @pytest.mark.parametrize("gpu", ["1", None])
 def test_a_worker_sees_its_own_gpu_alone(gpu: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
-    worker = _Worker(Layout(PROJECT, PROJECT), gpu)
+    worker = LocalWorker(Layout(PROJECT, PROJECT), gpu=gpu)
     try:
         environ = psutil.Process(worker.process.pid).environ()
     finally:
@@ -236,15 +236,15 @@ def test_what_a_worker_left_without_a_record_is_charged_and_what_it_recorded_is_
     layout = Layout(root=tmp_path, main=tmp_path)
     job = Job(cell(), Purpose("001-x", None, price_usd_per_gpu_hour=2.8, device_count=2))
     folder = CellScratch(layout, job.cell.digest).folder / "attempts" / "1"
-    worker = _Worker(layout, None)
+    worker = LocalWorker(layout)
     try:
         worker.job = job
-        assert worker.unrecorded_cost_usd() == 0  # before it begins
+        assert worker.unrecorded_seconds() == 0  # before it begins
         folder.mkdir(parents=True)
         (folder / "alive.json").write_text('{"seconds": 900.0}')
-        assert worker.unrecorded_cost_usd() == pytest.approx(1.4)
+        assert worker.unrecorded_seconds() == pytest.approx(900)
         (folder / "record.json").touch()
-        assert worker.unrecorded_cost_usd() == 0
+        assert worker.unrecorded_seconds() == 0
     finally:
         worker.stop()
 
