@@ -141,7 +141,9 @@ def stop_run(layout: Layout, remote: Remote) -> str:
 def _to_its_end(link: Link, state: dict[str, Any], say: Say) -> RemoteRun:
     state = _follow(link, state, say)
     remote = link.remote
-    brought = bring(link, state["study"], run=state["run"]) if state["results"] else ["It has left nothing to commit."]
+    brought = (
+        bring(link, state["study"], run=state["run"]) if state["results"] else ["It has left nothing that is not here."]
+    )
     with contextlib.suppress(UnreachableError):  # then it comes once more, and finds itself here
         link.ask("brought", run=state["run"])
     return RemoteRun(
