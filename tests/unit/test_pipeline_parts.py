@@ -15,12 +15,12 @@ import pytest
 from filelock import FileLock
 from hypothesis import given
 from hypothesis import strategies as st
-from muonlab.pipeline.gpus import accelerator, default_jobs, training_gpus
 
 from muonlab.pipeline.attempts import AttemptProgress, CellScratch, Purpose
 from muonlab.pipeline.conclude import read_evaluations, read_standing
 from muonlab.pipeline.declare import read_registration
 from muonlab.pipeline.fingerprint import code_fingerprint, environment
+from muonlab.pipeline.gpus import accelerator, default_jobs, training_gpus
 from muonlab.pipeline.layout import Layout
 from muonlab.pipeline.pool import Job, LocalWorker, PoolState
 from muonlab.pipeline.processes import device_name, provenance

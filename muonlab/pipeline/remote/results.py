@@ -120,11 +120,17 @@ def _check(layout: Layout, sent: str, results: str, where: str) -> list[RunRecor
     records = []
     for number, line in enumerate(after[len(before) :], start=len(before) + 1):
         try:
-            records.append(ledger.parse_line(line))
+            row = ledger.parse_line(line)
         except ValueError as error:
             raise IntegrityError(
                 f"{where}: line {number} of the ledger that came from there {error}; nothing of it was merged."
             ) from None
+        if not isinstance(row, RunRecord):
+            raise IntegrityError(
+                f"{where}: line {number} of the ledger that came from there is no run's record, and a run writes "
+                "nothing else; nothing of it was merged."
+            )
+        records.append(row)
     return records
 
 
