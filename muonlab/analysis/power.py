@@ -98,6 +98,8 @@ def plan_power(
     power = power_of_plan(sd, margin, rule, effects, family_size=family_size, studies=studies, seed=seed, cache=cache)
     ends = None
     notes = ["guardrails and divergence are left out; they can only lower the chance of a GO"]
+    if rule.price_per_pair_usd == 0:
+        notes.append("no price is declared, so that none is shown; --cost-per-pair gives one, in dollars")
     if rule.amended:
         notes.append(
             "the study's plan was amended, so that only the e-process decides, here as there; the number of pairs for "
@@ -170,11 +172,12 @@ def _table(e: EffectPower, report: PowerReport) -> list[str]:
     ]
     lines += [
         f"  {c.n:>5} {c.go:>8.1%} {c.no_go:>8.1%} {c.equivalent:>11.1%} {c.inconclusive:>13.1%} "
-        f"{f'${c.cost_usd:,.2f}':>12}"
+        f"{_price(c.cost_usd, report):>12}"
         for c in e.chances
     ]
     stops = "stops after" if report.rule.plan == "sequential" else "takes"
-    mean = f"{stops} {e.expected_pairs:.1f} pairs on average (${e.expected_cost_usd:,.2f})"
+    price = f" ({_price(e.expected_cost_usd, report)})" if report.rule.price_per_pair_usd else ""
+    mean = f"{stops} {e.expected_pairs:.1f} pairs on average{price}"
     needed = [
         f"{_pairs(n)} for {what}"
         for n, what in ((e.pairs_to_detect, "80% power against 0"), (e.pairs_to_go, "an 80% chance of GO"))
@@ -215,6 +218,10 @@ def _interval(report: PowerReport) -> str:
 
 def _pairs(n: int | None) -> str:
     return "more than 100 pairs" if n is None else f"{n} pairs"
+
+
+def _price(usd: float, report: PowerReport) -> str:
+    return f"${usd:,.2f}" if report.rule.price_per_pair_usd else "-"
 
 
 def _size(value: float, report: PowerReport) -> str:

@@ -28,9 +28,9 @@ def main() -> None:
     """Is the new optimizer worth keeping? Declared, paired, multi-seed studies with a verdict.
 
     \b
-    Exit codes: 0 done; 1 asked for (--fail-on-no-go, doctor, calibrate); 2 usage or
-    refused input, nothing written; 3 cells failed or the study is incomplete;
-    4 over budget; 5 the evidence contradicts itself.
+    Exit codes: 0 done; 1 asked for (--fail-on-no-go, doctor, calibrate);
+    2 usage or refused input, nothing written; 3 cells failed or the study is
+    incomplete; 4 over budget; 5 the evidence contradicts itself.
     """
 
 

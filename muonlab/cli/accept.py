@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from muonlab.cli.options import json_option, say, slug_of, workload_option
+from muonlab.cli.options import json_option, say, slug_of, study_argument, workload_option
+from muonlab.cli.terminal import note
 from muonlab.registry.errors import UsageError
 
 if TYPE_CHECKING:
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("slug", metavar="[STUDY]", required=False)
+@study_argument
 @click.option(
     "--steps",
     metavar="K|all",
@@ -46,9 +47,7 @@ def accept(slug: str | None, steps: str | None, dry_run: bool, twin: str | None,
     slug = slug_of(layout, slug, twin)
     asked = _steps(steps)
     command = f"muon accept {slug}" + (f" --steps {asked}" if asked is not None else "")
-    found = carry_over(
-        layout, slug, steps=asked, dry_run=dry_run, command=command, say=lambda text: click.echo(text, err=True)
-    )
+    found = carry_over(layout, slug, steps=asked, dry_run=dry_run, command=command, say=note)
     say(found, as_json)
     sys.exit(found.exit_code)
 

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import click
 
-from muonlab.cli.options import json_option, say
+from muonlab.cli.options import json_option, say, studies
 
 
 @click.command()
 @click.argument("arm")
-@click.option("--study", "slug", required=True, help="The study whose verdict it is, a folder under experiments/.")
+@click.option(
+    "--study",
+    "slug",
+    required=True,
+    shell_complete=studies,
+    help="The study whose verdict it is, a folder under experiments/.",
+)
 @json_option
 def archive(arm: str, slug: str, as_json: bool) -> None:
     """Archive an optimizer on a study's NO_GO or EQUIVALENT, and say what that unlocks.

@@ -9,6 +9,7 @@ import click
 
 from muonlab.cli.options import json_option, say
 from muonlab.cli.remote import remote_option
+from muonlab.cli.terminal import note
 
 
 @click.command()
@@ -40,7 +41,7 @@ def _examine(fix: bool, as_json: bool) -> None:
     layout = Layout.find()
     found = examine(layout)
     if fix:
-        found = mend(layout, found, lambda text: click.echo(text, err=True))
+        found = mend(layout, found, note)
     say(found, as_json)
     sys.exit(found.exit_code)
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from muonlab.cli.terminal import note
 from muonlab.registry.errors import MuonlabError, nearest
 from muonlab.registry.files import full_disk_told
 
@@ -22,7 +23,7 @@ class Group(click.Group):
             with full_disk_told():
                 return super().invoke(ctx)
         except MuonlabError as error:
-            click.echo(f"muon: {error}", err=True)
+            note(f"muon: {error}")
             ctx.exit(error.exit_code)
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:

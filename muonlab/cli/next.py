@@ -6,14 +6,14 @@ import sys
 
 import click
 
-from muonlab.cli.options import json_option, say, slug_of, workload_option
+from muonlab.cli.options import json_option, say, slug_of, study_argument, workload_option
 
 
 @click.command("next")
-@click.argument("study", required=False)
+@study_argument
 @workload_option
 @json_option
-def next_(study: str | None, twin: str | None, as_json: bool) -> None:
+def next_(slug: str | None, twin: str | None, as_json: bool) -> None:
     """Say which pairs are worth running next, why, at what price, and with what chance of a decision.
 
     STUDY is the study's folder under experiments/; by default, the one that params.yaml names. Looks at all the
@@ -24,6 +24,6 @@ def next_(study: str | None, twin: str | None, as_json: bool) -> None:
     from muonlab.pipeline.layout import Layout
 
     layout = Layout.find()
-    advice = advise(layout, slug_of(layout, study, twin))
+    advice = advise(layout, slug_of(layout, slug, twin))
     say(advice, as_json)
     sys.exit(advice.exit_code)

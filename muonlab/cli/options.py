@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import glob
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from muonlab.cli.terminal import tell
 from muonlab.registry.errors import UsageError
 
 if TYPE_CHECKING:
@@ -28,6 +30,20 @@ workload_option = click.option(
 )
 
 
+def studies(context: click.Context, parameter: click.Parameter, begun: str) -> list[str]:
+    """Studies whose folders begin so, for the shell; none outside of a repository."""
+    from muonlab.pipeline.layout import Layout
+
+    try:
+        found = (Layout.find().root / "experiments").glob(f"{glob.escape(begun)}*/study.yaml")
+    except UsageError:
+        return []
+    return sorted(path.parent.name for path in found)
+
+
+study_argument = click.argument("slug", metavar="[STUDY]", required=False, shell_complete=studies)
+
+
 def slug_of(layout: Layout, slug: str | None, twin: str | None) -> str:
     """The study that a command line names: SLUG, else the one of params.yaml; with --workload, that twin of it."""
     from muonlab.pipeline.resolve import load_params, load_study
@@ -43,7 +59,7 @@ def say(answer: Answer, as_json: bool) -> None:
         click.echo(answer.model_dump_json(indent=2))
     else:
         for line in answer.lines():
-            click.echo(line)
+            tell(line)
 
 
 def size(option: str, text: str) -> tuple[float, str]:

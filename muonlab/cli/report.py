@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from muonlab.cli.options import slug_of, workload_option
+from muonlab.cli.options import slug_of, study_argument, workload_option
+from muonlab.cli.terminal import note
 from muonlab.registry.errors import UsageError
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("slug", metavar="[STUDY]", required=False)
+@study_argument
 @click.option("--open", "in_browser", is_flag=True, help="Open the report in the browser.")
 @click.option("--json", "as_json", is_flag=True, help="Print verdicts and effects as one JSON object on stdout.")
 @click.option("--watch", is_flag=True, help="Follow the study while it runs, with a partial report and no verdict.")
@@ -88,7 +89,7 @@ def _shown(path: Path) -> str:
 
 
 def _note(text: str) -> None:
-    click.echo(f"muon: {text}", err=True)
+    note(f"muon: {text}")
 
 
 def _open(path: Path) -> None:

@@ -10,6 +10,7 @@ import click
 
 from muonlab.cli.options import json_option, say
 from muonlab.cli.remote import command_there, remote_option
+from muonlab.cli.terminal import note, tell
 
 
 @click.command()
@@ -35,7 +36,7 @@ def _status_there(name: str, gpu: bool, as_json: bool) -> NoReturn:
     from muonlab.pipeline.remote.places import find_remote
 
     layout = Layout.find()
-    if not say_meter(layout, find_remote(layout, name), say=lambda text: click.echo(text, err=True)):
+    if not say_meter(layout, find_remote(layout, name), say=note):
         sys.exit(0)
     command_there(name, ["status", *(["--gpu"] if gpu else []), *(["--json"] if as_json else [])])
 
@@ -59,7 +60,7 @@ def logs(cell: str | None, tail: int | None, follow: bool, remote: str | None) -
 
     log = find_log(Layout.find(), cell)
     with contextlib.suppress(KeyboardInterrupt):
-        tell_log(log, tail=tail, follow=follow, say=click.echo)
+        tell_log(log, tail=tail, follow=follow, say=tell)
 
 
 @click.command()
@@ -106,7 +107,7 @@ def download(cell: str, remote: str | None, no_checkpoints: bool) -> None:
     for folder in (*found.folders, *found.without_weights):
         click.echo(folder)
     if found.without_weights:
-        click.echo("muon: record and curve are from MLflow; the weights are only in DVC.", err=True)
+        note("muon: record and curve are from MLflow; the weights are only in DVC.")
 
 
 def _download_from(name: str, cell: str, *, weights: bool) -> None:
@@ -120,4 +121,4 @@ def _download_from(name: str, cell: str, *, weights: bool) -> None:
     slug, _, pattern = cell.rpartition("/")
     link = Link(layout, find_remote(layout, name))
     for sentence in bring(link, slug or load_params(layout.params).study, cells=pattern, weights=weights):
-        click.echo(sentence)
+        tell(sentence)

@@ -8,8 +8,9 @@ from typing import Any, NoReturn
 import click
 
 from muonlab.cli.group import Group
-from muonlab.cli.options import json_option, say, slug_of, workload_option
+from muonlab.cli.options import json_option, say, slug_of, studies, study_argument, workload_option
 from muonlab.cli.remote import run_on
+from muonlab.cli.terminal import note, tell
 from muonlab.cli.where import (
     RAY,
     address_option,
@@ -53,13 +54,13 @@ def study_list(as_json: bool) -> None:
 
 
 @study.command("show")
-@click.argument("slug", required=False)
+@study_argument
 @workload_option
 @json_option
 def study_show(slug: str | None, twin: str | None, as_json: bool) -> None:
     """Show what a study declares, in words: question, arms, seeds, rule, price, registration.
 
-    SLUG is the study's folder under experiments/; by default, the one that params.yaml names. The arms are shown as
+    STUDY is the study's folder under experiments/; by default, the one that params.yaml names. The arms are shown as
     the last commit's params.yaml configures them, as a registration holds them. Reads files only.
     """
     from muonlab.pipeline.layout import Layout
@@ -70,7 +71,7 @@ def study_show(slug: str | None, twin: str | None, as_json: bool) -> None:
 
 
 @study.command("plan")
-@click.argument("slug", required=False)
+@study_argument
 @jobs_option
 @max_cost_option
 @schedule_options
@@ -111,7 +112,7 @@ def _plan(
 
 
 @study.command("run")
-@click.argument("slug", required=False)
+@study_argument
 @jobs_option
 @max_cost_option
 @click.option("--dry-run", is_flag=True, help="Say what would be done, as `muon study plan` does, and do nothing.")
@@ -145,7 +146,7 @@ def study_run(
 ) -> None:
     """Run a study to its report, training only what is missing.
 
-    SLUG is the study's folder under experiments/; by default, the one that params.yaml names. Interrupted, it goes
+    STUDY is the study's folder under experiments/; by default, the one that params.yaml names. Interrupted, it goes
     on where it was; run again when all is done, it trains nothing and says so. A study whose gate is closed (what it
     requires of other studies, and that none of its arms is archived) is refused before its first run (--override).
 
@@ -197,9 +198,6 @@ def study_run(
     def watch(steps: int, cells: int) -> Any:
         return PoolWatcher(slug, steps, cells)
 
-    def note(text: str) -> None:
-        click.echo(text, err=True)
-
     place = place_of(layout, declared, on=on, jobs=jobs, address=address, gpus_per_cell=gpus_per_cell, say=note)
     try:
         with closing(place):
@@ -211,10 +209,12 @@ def study_run(
                 sys.exit(code)
             answer: StudyRun
             if until_decided:
-                tell = once(note)
+                note_once = once(note)
 
                 def run(limit: float | None) -> RunOutcome:
-                    return run_study(layout, slug, place=place, watch=watch, say=tell, max_cost_usd=limit, only=only)
+                    return run_study(
+                        layout, slug, place=place, watch=watch, say=note_once, max_cost_usd=limit, only=only
+                    )
 
                 looked = run_until_decided(layout, slug, run, say=note, max_cost_usd=max_cost)
                 answer = decided_answer(layout, slug, looked, fail_on_no_go=fail_on_no_go)
@@ -223,7 +223,7 @@ def study_run(
                 answer = run_answer(layout, slug, outcome, fail_on_no_go=fail_on_no_go)
     except KeyboardInterrupt:
         again = f"muon study run {slug}{' --until-decided' if until_decided else ''}"
-        click.echo(f"muon: interrupted; `{again}` goes on from here.", err=True)
+        note(f"muon: interrupted; `{again}` goes on from here.")
         sys.exit(130)
     for sentence in answer.warnings():
         note(sentence)
@@ -232,7 +232,7 @@ def study_run(
 
 
 @study.command("status")
-@click.argument("slug", required=False)
+@study_argument
 @workload_option
 @json_option
 def study_status(slug: str | None, twin: str | None, as_json: bool) -> None:
@@ -247,13 +247,13 @@ def study_status(slug: str | None, twin: str | None, as_json: bool) -> None:
     layout = Layout.find()
     status = status_of(layout, slug_of(layout, slug, twin))
     for sentence in status.warnings():
-        click.echo(sentence, err=True)
+        note(sentence)
     say(status, as_json)
     sys.exit(status.exit_code)
 
 
 @study.command("register")
-@click.argument("slug", required=False)
+@study_argument
 @override_option
 @workload_option
 def study_register(slug: str | None, override: bool, twin: str | None) -> None:
@@ -273,13 +273,13 @@ def study_register(slug: str | None, override: bool, twin: str | None) -> None:
     click.echo(registration.registration)
     click.echo(f"experiments/{declared.slug}/registration.json")
     if new:
-        click.echo("muon: registered; commit the file, so that its history is kept.", err=True)
+        note("muon: registered; commit the file, so that its history is kept.")
     else:
-        click.echo(f"muon: registered since {registration.registered_at}; nothing was changed.", err=True)
+        note(f"muon: registered since {registration.registered_at}; nothing was changed.")
 
 
 @study.command("select")
-@click.argument("slug")
+@click.argument("slug", shell_complete=studies)
 @json_option
 def study_select(slug: str, as_json: bool) -> None:
     """Write the challenger that another study's results pick into the study that confirms it on new seeds.
@@ -320,4 +320,4 @@ def study_new(slug: str, **declared: Any) -> None:
     from muonlab.pipeline.new_study import new_study
 
     folder = new_study(Layout.find(), slug, **declared)
-    click.echo(f"{folder}: edit study.yaml and README.md, commit them, then `muon study run {slug}`.")
+    tell(f"{folder}: edit study.yaml and README.md, commit them, then `muon study run {slug}`.")

@@ -6,6 +6,8 @@ import sys
 
 import click
 
+from muonlab.cli.terminal import note
+
 UP_TO_DATE_WITHIN_S = 60
 
 
@@ -33,10 +35,10 @@ def ui(port: int, rebuild: bool) -> None:
                 f"{tracking.OFF} is 'off', so that nothing is copied to MLflow; unset it to use --rebuild."
             )
         if not tracking.rebuild(layout.main):
-            click.echo("muon: not everything could be copied to MLflow (see above); the rest is there.", err=True)
+            note("muon: not everything could be copied to MLflow (see above); the rest is there.")
     elif (silence := tracking.sync_once(layout.main, UP_TO_DATE_WITHIN_S, everything=True)) is not None:
-        click.echo(f"muon: {silence}", err=True)
-    click.echo(f"MLflow on http://127.0.0.1:{port} (Ctrl-C to end); curves by arm: in a study, under Views", err=True)
+        note(f"muon: {silence}")
+    note(f"MLflow on http://127.0.0.1:{port} (Ctrl-C to end); curves by arm: in a study, under Views")
     # One person looks: one worker, and no process for jobs, each of which takes some 0.2 GB.
     command = ["mlflow", "ui", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     os.environ["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"

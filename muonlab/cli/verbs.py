@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 import click
 
+from muonlab.cli.terminal import note
 from muonlab.registry.errors import UsageError
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -127,16 +128,13 @@ def _run(
     environment = for_ranks(layout, wanted, ranks, on_processor=on_processor)
     arguments = exp_run(layout, wanted)
     if left := leftovers(layout, wanted):
-        click.echo(
+        note(
             f"muon: params.yaml reads otherwise than in the last commit, and this run too: {', '.join(left)}; "
-            "`git checkout HEAD params.yaml` takes it back.",
-            err=True,
+            "`git checkout HEAD params.yaml` takes it back."
         )
     if (size := size_by_run_length(layout, wanted)) is not None:
-        click.echo(f"muon: {size}.", err=True)
+        note(f"muon: {size}.")
     click.echo(spoken(arguments, environment))
     if not dry_run:
-        click.echo(
-            "muon: dvc leaves these values in params.yaml; `git checkout HEAD params.yaml` takes them back.", err=True
-        )
+        note("muon: dvc leaves these values in params.yaml; `git checkout HEAD params.yaml` takes them back.")
         run_dvc(layout, arguments, environment)

@@ -47,7 +47,7 @@ def load_params(path: Path) -> Params:
     for name, workload_entry in params.workloads.items():
         for arm in workload_entry.tuned:
             if arm not in params.optimizers:
-                raise unknown_name(f"{where}: workloads.{name}.tuned", "optimizer", arm, params.optimizers)
+                raise unknown_optimizer(params, arm, where=f"{where}: workloads.{name}.tuned")
     find_workload(params, params.workload)
     resolve_optimizer(params, params.workload, params.optimizer)
     return params
@@ -56,7 +56,7 @@ def load_params(path: Path) -> Params:
 def find_workload(params: Params, name: str, *, where: str = "params.yaml: workload") -> Workload:
     """Return the named workload; raises UsageError that lists the declared ones."""
     if name not in params.workloads:
-        raise unknown_name(where, "workload", name, params.workloads)
+        raise unknown_name(where, "workload", name, params.workloads, all_in="params.yaml")
     return params.workloads[name]
 
 
@@ -65,6 +65,14 @@ def _kind(params: Params, arm: str, *, where: str) -> str:
     if not isinstance(kind, str) or kind not in optim.names():
         raise unknown_name(f"{where}: optimizers.{arm}.kind", "kind of optimizer", str(kind), optim.names())
     return kind
+
+
+def unknown_optimizer(params: Params, arm: str, *, where: str) -> UsageError:
+    """Build the error for an optimizer that params.yaml does not name, and say how one is added."""
+    refusal = unknown_name(where, "optimizer", arm, params.optimizers, all_in="params.yaml")
+    return UsageError(
+        f"{refusal} A new one is named under `optimizers:` in params.yaml (CONTRIBUTING.md, Add an optimizer)."
+    )
 
 
 def resolve_optimizer(
@@ -81,7 +89,7 @@ def resolve_optimizer(
     names, options out of range, and an option that is set in both places.
     """
     if arm not in params.optimizers:
-        raise unknown_name(where, "optimizer", arm, params.optimizers)
+        raise unknown_optimizer(params, arm, where=where)
     kind = _kind(params, arm, where="params.yaml")
     own = {key: value for key, value in params.optimizers[arm].items() if key not in {"kind", *TRAINING_OPTIONS}}
     tuned = params.workloads[workload].tuned.get(arm, {})
@@ -98,8 +106,9 @@ def resolve_optimizer(
     prefix = f"optimizers.{arm}" if not chosen else f"optimizers.{arm} with workloads.{workload}.tuned.{arm}"
     if "lr" not in own and "lr" not in chosen:
         raise UsageError(
-            f"params.yaml: {arm!r} has no learning rate on {workload!r}; "
-            f"add workloads.{workload}.tuned.{arm}: {{lr: ...}}."
+            f"params.yaml: {arm!r} has no learning rate on {workload!r}; `muon study new SLUG --kind tuning "
+            f"--challenger {arm} ...` declares a study that chooses one, or add one that you know as "
+            f"workloads.{workload}.tuned.{arm}: {{lr: ...}}."
         )
     try:
         options = optim.parse_options(kind, {**own, **chosen})
@@ -135,7 +144,7 @@ def load_study(layout: Layout, slug: str) -> Study:
     if slug not in declared:
         twin = twins.find_twin(slug, declared, read)
         if twin is None:
-            raise unknown_name("experiments", "study", slug, declared)
+            raise unknown_name("experiments", "study", slug, declared, all_in="`muon study list`")
         return twin
     study = read(slug)
     twins.refuse_unfit(study, declared, read)
@@ -190,7 +199,7 @@ def check_study(params: Params, study: Study) -> None:
         resolve_optimizer(params, study.workload, arm, overrides=overrides, where=f"{where}: study.{role}")
         resolve_settings(params, study.workload, arm)
     if study.on_archive is not None and study.on_archive not in params.optimizers:
-        raise unknown_name(f"{where}: study.on_archive", "optimizer", study.on_archive, params.optimizers)
+        raise unknown_optimizer(params, study.on_archive, where=f"{where}: study.on_archive")
     for name in study.twins:
         check_study(params, study.twin(name))
 

@@ -134,6 +134,13 @@ def running(layout: Layout, *, gpu: bool) -> Running:
     return Running(cells=cells, studies=_spending(layout, cells), gpus=gpus, gpu_note=note)
 
 
+def is_training(layout: Layout, digest: str) -> bool:
+    """Whether an attempt at this cell is being made on this machine now, for whichever study."""
+    scratch = CellScratch(layout, digest)
+    folder = _last_attempt(scratch) if _is_held(scratch) else None
+    return folder is not None and not (folder / "record.json").exists()
+
+
 def _scratches(layout: Layout) -> list[CellScratch]:
     return [CellScratch(layout, path.parent.name) for path in sorted(layout.scratch.glob("*/attempts"))]
 

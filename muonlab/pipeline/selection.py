@@ -34,7 +34,7 @@ def selecting_study(study: Study, declared: Collection[str], read: Read) -> Stud
     chain = [study]
     while (name := chain[-1].selected_from) is not None:
         if name not in declared:
-            raise unknown_name(where, "study", name, declared)
+            raise unknown_name(where, "study", name, declared, all_in="`muon study list`")
         if name in [link.slug for link in chain]:
             circle = " <- ".join([*(link.slug for link in chain), name])
             raise UsageError(f"{where}: a circle, {circle}; a study selects for later ones only.")

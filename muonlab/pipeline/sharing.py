@@ -34,6 +34,7 @@ SHARED = (
     "experiments/*/dvc.lock",
     "data/dvc.lock",
     "dvc.lock",
+    ".dvcignore",
     "reports/README.md",
     *(f"reports/*/{name}" for name in ("report.md", "report.html", "*.json", "*.jsonl")),
     *(f"reports/*/figures/*.{suffix}" for suffix in ("svg", "csv")),
@@ -180,7 +181,9 @@ def _cells_like(layout: Layout, study: Study, pattern: str) -> list[str]:
         return [pattern]
     found = [key for key in keys if fnmatchcase(key, pattern)]
     if not found:
-        raise unknown_name(f"experiments/{study.slug}", "cell", pattern, keys)
+        raise unknown_name(
+            f"experiments/{study.slug}", "cell", pattern, keys, all_in=f"`muon study status {study.slug}`"
+        )
     results = {f"{r.arm}-{r.seed}" for r in _results(layout, study)}
     if not results & set(found):
         raise UsageError(

@@ -17,10 +17,12 @@ from muonlab.pipeline.layout import Layout
 from muonlab.pipeline.price import declared_grid
 from muonlab.pipeline.registered import read_registration
 from muonlab.pipeline.resolve import check_study, grid_points, load_study, resolve_optimizer
+from muonlab.pipeline.running import is_training
 from muonlab.pipeline.study_run import RunOutcome
 from muonlab.pipeline.tuning_checks import check_tuning, why_untuned
 from muonlab.pipeline.tuning_results import arm_tunings
 from muonlab.registry.errors import CellsFailedError, IntegrityError, MuonlabError, OverBudgetError
+from muonlab.registry.record import RunRecord
 from muonlab.registry.settings import Params
 from muonlab.registry.study import Decision, Study
 from muonlab.reporting.criteria import Passed
@@ -31,6 +33,7 @@ from muonlab.reporting.tuning_standing import spell_options
 from muonlab.reporting.tuning_wording import UNTUNED, tuning_sentences
 from muonlab.reporting.wording import count, duration, family_text, listed, moment, money
 
+TRAINING = "training"
 Option = float | int | str | bool | None | list[float]
 
 
@@ -342,7 +345,7 @@ class CellStatus(Facts):
     options: dict[str, Option] = {}
     """Of a tuning study: the point of its grid."""
     state: str
-    """`completed`, `diverged`, `failed`, `abandoned` or `missing`."""
+    """`completed`, `diverged`, `failed`, `abandoned` or `missing`; `training` while an attempt at a result runs."""
     val_loss: float | None
     """Final validation loss, nats/token."""
     attempts: int
@@ -409,6 +412,8 @@ class StudyStatus(Answer):
         """The cells, then the verdicts."""
         for cell in self.cells:
             yield from cell.lines()
+        if trained := sum(cell.state == TRAINING for cell in self.cells):
+            yield f"{count(trained, 'cell')} in training now; `muon status` shows how far."
         for arm, its in self.verdicts.items():
             yield f"{arm}: {its.verdict}{', rehearsal' if self.twin_of else ''}: {its.reasons[0]}"
         if self.passed is not None:
@@ -434,7 +439,7 @@ def status_of(layout: Layout, slug: str) -> StudyStatus:
                 arm=cell.arm,
                 seed=cell.seed,
                 options=options,
-                state=outcome.status if outcome else "missing",
+                state=_state(outcome, trains=is_training(layout, cell.digest)),
                 val_loss=outcome.val_loss if outcome else None,
                 attempts=len(attempts),
                 wall_seconds=sum(r.wall_seconds for r in attempts),
@@ -460,6 +465,12 @@ def status_of(layout: Layout, slug: str) -> StudyStatus:
         doubts=list(doubts(standing)) if standing else [],
         exit_code=code,
     )
+
+
+def _state(outcome: RunRecord | None, *, trains: bool) -> str:
+    if trains and (outcome is None or not outcome.is_result):
+        return TRAINING
+    return outcome.status if outcome else "missing"
 
 
 def _verdicts(standing: Standing) -> dict[str, ArmVerdict]:

@@ -34,6 +34,7 @@ from muonlab.registry.errors import OverBudgetError, UsageError
 from muonlab.registry.settings import Params
 from muonlab.registry.study import Study
 from muonlab.reporting.standing import Standing
+from muonlab.reporting.wording import count
 from muonlab.tracking import start_follower
 
 Watch = Callable[[PoolState], None]
@@ -167,6 +168,7 @@ def run_study(
             say(parts.left_text(standing, left))
     else:
         if waiting or not in_place.concluded or not _nothing_new(layout, slug, say):
+            say(f"{slug}: bringing {count(len(waiting), 'cell')} into DVC, then evaluating, judging and reporting.")
             doors.dvc(layout, "repro", str(layout.study(slug) / "dvc.yaml"), show=_is_news)
         standing = read_standing(layout, slug)
     return RunOutcome(
@@ -240,4 +242,7 @@ def report_without_dvc(layout: Layout, slug: str) -> Standing:
 
 
 def _is_news(line: str) -> bool:
+    # A stage `train` only takes over what was trained before.
+    if line.startswith("Running stage "):
+        return ":train@" not in line
     return line.startswith(("muonlab: ", "evaluated ", "loading ", "reading ", "training a ", "encoding "))

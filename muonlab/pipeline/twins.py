@@ -26,6 +26,9 @@ def twin_slug(study: Study, name: str) -> str:
             f"--workload {name}: {study.slug} is a rehearsal of {study.twin_of} and has no twins; leave the option "
             f"out, or name {study.twin_of}."
         )
+    if not study.twins:
+        runs = f"declares no rehearsal and runs on the workload {study.workload} itself"
+        raise UsageError(f"--workload {name}: {study.slug} {runs}; leave the option out.")
     if name not in study.twins:
         raise unknown_name(where, "twin", name, study.twins)
     return f"{study.slug}-{name}"

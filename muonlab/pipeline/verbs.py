@@ -26,7 +26,7 @@ from muonlab.pipeline.doors import dvc_environment
 from muonlab.pipeline.layout import Layout
 from muonlab.pipeline.price import by_run_length, size_text
 from muonlab.pipeline.ranks import ON_PROCESSOR, RANKS, check_ranks
-from muonlab.pipeline.resolve import load_params, resolve_settings
+from muonlab.pipeline.resolve import load_params, resolve_settings, unknown_optimizer
 from muonlab.registry.errors import unknown_name
 from muonlab.registry.settings import Params
 from muonlab.registry.yamlfile import read_yaml
@@ -51,10 +51,10 @@ def overrides(
     """
     params = load_params(layout.params)
     if arm not in params.optimizers:
-        raise unknown_name("params.yaml: optimizers", "optimizer", arm, params.optimizers)
+        raise unknown_optimizer(params, arm, where="params.yaml: optimizers")
     name = workload or params.workload
     if name not in params.workloads:
-        raise unknown_name("--workload", "workload", name, params.workloads)
+        raise unknown_name("--workload", "workload", name, params.workloads, all_in="params.yaml")
     wanted: dict[str, Value] = {"optimizer": arm, "seed": seed}
     if workload is not None:
         wanted["workload"] = workload

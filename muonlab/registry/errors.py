@@ -48,11 +48,23 @@ def nearest(found: str, allowed: Iterable[str]) -> str:
     return f" Did you mean {matches[0]!r}?" if matches else ""
 
 
-def unknown_name(where: str, what: str, found: str, allowed: Iterable[str]) -> UsageError:
-    """Build the error for a name that is not among the allowed ones, naming the nearest."""
+LISTED = 8
+"""So many names a refusal lists where another place has them all."""
+
+
+def unknown_name(where: str, what: str, found: str, allowed: Iterable[str], *, all_in: str = "") -> UsageError:
+    """Build the error for a name that is not among the allowed ones: the nearest first, then what is allowed.
+
+    Of many names only `LISTED` are listed if `all_in` says which command or file has them all.
+    """
     names = sorted(allowed)
-    listed = ", ".join(names) if names else "(none declared)"
-    return UsageError(f"{where}: unknown {what} {found!r}; allowed: {listed}.{nearest(found, names)}")
+    left = len(names) - LISTED
+    if all_in and left > 0:
+        listed = f"{', '.join(names[:LISTED])} ... and {left} more ({all_in})"
+    else:
+        listed = ", ".join(names) if names else "(none declared)"
+    close = nearest(found, names)
+    return UsageError(f"{where}: unknown {what} {found!r}{f'.{close} Allowed' if close else '; allowed'}: {listed}.")
 
 
 def explain(error: ValidationError, where: str, *, prefix: str = "") -> UsageError:

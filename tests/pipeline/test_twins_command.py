@@ -163,7 +163,7 @@ def test_a_commit_takes_its_grid(rehearsed: Repository) -> None:
 def test_an_unknown_name_lists_the_declared_ones(rehearsed: Repository, command: str) -> None:
     refused = muon(rehearsed, "study", command, PARENT, "--workload", "tinny")
     assert refused.exit_code == 2
-    assert "unknown twin 'tinny'; allowed: tiny. Did you mean 'tiny'?" in refused.stderr
+    assert "unknown twin 'tinny'. Did you mean 'tiny'? Allowed: tiny." in refused.stderr
 
 
 def declare(repository: Repository, slug: str, text: str = "", **changes: object) -> Path:

@@ -96,7 +96,7 @@ def changed(base: dict[str, Any], **changes: Any) -> dict[str, Any]:
 WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "no such study": (
         changed(COMPARISON, tuning="900-tun"),
-        "unknown tuning study '900-tun'; allowed: 900-tune, untuned. Did you mean",
+        "unknown tuning study '900-tun'. Did you mean '900-tune'? Allowed: 900-tune, untuned.",
     ),
     "a comparison": (changed(COMPARISON, tuning="002-two"), "'002-two' is a comparison, and its runs choose nothing"),
     "another workload": (
