@@ -205,10 +205,7 @@ def study_run(
                 begin(layout, slug, override=override)
             if declared.kind == "tuning":
                 code = run_tuning(layout, slug, place=place, watch=watch, say=note, max_cost_usd=max_cost)
-                say(tuning_answer(layout, slug, code), as_json)
-                sys.exit(code)
-            answer: StudyRun
-            if until_decided:
+            elif until_decided:
                 note_once = once(note)
 
                 def run(limit: float | None) -> RunOutcome:
@@ -217,7 +214,7 @@ def study_run(
                     )
 
                 looked = run_until_decided(layout, slug, run, say=note, max_cost_usd=max_cost)
-                answer = decided_answer(layout, slug, looked, fail_on_no_go=fail_on_no_go)
+                answer: StudyRun = decided_answer(layout, slug, looked, fail_on_no_go=fail_on_no_go)
             else:
                 outcome = run_study(layout, slug, place=place, watch=watch, say=note, max_cost_usd=max_cost, only=only)
                 answer = run_answer(layout, slug, outcome, fail_on_no_go=fail_on_no_go)
@@ -225,6 +222,9 @@ def study_run(
         again = f"muon study run {slug}{' --until-decided' if until_decided else ''}"
         note(f"muon: interrupted; `{again}` goes on from here.")
         sys.exit(130)
+    if declared.kind == "tuning":
+        say(tuning_answer(layout, slug, code), as_json)
+        sys.exit(code)
     for sentence in answer.warnings():
         note(sentence)
     say(answer, as_json)

@@ -29,6 +29,7 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from filelock import FileLock, Timeout
@@ -87,10 +88,15 @@ class Cluster:
             )
         self._lock = FileLock(layout.scratch / f"on-ray-{study.slug}.lock")
         self._be_the_only_driver()
+        self._held = contextlib.ExitStack()
+        self._held.callback(self._lock.release)
+        # Ray tells of a dead node in twenty lines on standard output, which is for the answer; `say` tells it in one.
+        nowhere = self._held.enter_context(Path(os.devnull).open("w"))
+        self._held.enter_context(contextlib.redirect_stdout(nowhere))
         try:
             self.ray = _connect(address)
         except BaseException:
-            self._lock.release()
+            self._held.close()
             raise
         self.owner = f"{hashlib.sha256(f'{socket.gethostname()}{layout.main}'.encode()).hexdigest()[:12]}.{study.slug}."
         self.nodes: dict[str, Node] = {}
@@ -262,7 +268,7 @@ class Cluster:
         for slot in self.slots:
             slot.stop()
         self.ray.shutdown()
-        self._lock.release()
+        self._held.close()
 
     # Who may take part
 
@@ -540,33 +546,53 @@ def _connect(address: str) -> Any:
         ray.init(address=address, namespace=NAMESPACE, log_to_driver=False, logging_level=logging.ERROR,
                  include_dashboard=False)  # fmt: skip
     except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
-        raise UsageError(f"--address {address}: {_why_not(error, address)}") from None
+        raise UsageError(f"--address {address}: {_why_not(error)}") from None
     return ray
 
 
 def _knock(grpc: Any, address: str) -> None:
-    """Ask without a token whether the cluster is there: it must refuse to say.
+    """Ask whether the cluster is there, without a token, which it must refuse, and with this machine's.
 
-    Raises UsageError where nobody answers, and where the cluster answers anybody.
+    Raises UsageError where nobody answers, where the cluster answers anybody, and where it does not answer us.
     """
     with grpc.insecure_channel(address) as channel:
         ask = channel.unary_unary("/ray.rpc.NodeInfoGcsService/CheckAlive")
-        try:
-            ask(b"", timeout=ANSWER_S)
-        except grpc.RpcError as refused:
-            if refused.code() == grpc.StatusCode.UNAUTHENTICATED:
-                return
+
+        def refusal(*metadata: tuple[str, str]) -> Any:
+            try:
+                ask(b"", timeout=ANSWER_S, metadata=metadata)
+            except grpc.RpcError as refused:
+                return refused.code()
+            return None
+
+        code = refusal()
+        if code is None:
             raise UsageError(
-                f"--address {address}: no Ray cluster answers there within {ANSWER_S:.0f} s "
-                f"({refused.code().name.lower()}); `ray start --head` on the first node prints its address."
-            ) from None
-    raise UsageError(
-        f"--address {address}: the cluster asks for no token, so that whoever reaches it runs code on it; start every "
-        "node again with RAY_AUTH_MODE=token (docs/cluster.md)."
-    )
+                f"--address {address}: the cluster asks for no token, so that whoever reaches it runs code on it; "
+                "start every node again with RAY_AUTH_MODE=token (docs/cluster.md)."
+            )
+        if code != grpc.StatusCode.UNAUTHENTICATED:
+            raise UsageError(
+                f"--address {address}: no Ray cluster answers there within {ANSWER_S:.0f} s ({code.name.lower()}); "
+                "`ray start --head` on the first node prints its address."
+            )
+        token = _token()
+        if token is None or refusal(("authorization", f"Bearer {token}")) is not None:
+            what = "asks for a token, and there is none here" if token is None else "refuses this machine's token"
+            raise UsageError(
+                f"--address {address}: the cluster {what}; put the cluster's into ~/.ray/auth_token or RAY_AUTH_TOKEN."
+            )
 
 
-def _why_not(error: Exception, address: str) -> str:
+def _token() -> str | None:
+    """The token that Ray would use, found in the order in which Ray looks."""
+    if told := os.environ.get("RAY_AUTH_TOKEN", "").strip():
+        return told
+    path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
+    return (path.read_text(encoding="utf-8").strip() or None) if path.is_file() else None
+
+
+def _why_not(error: Exception) -> str:
     text = str(error)
     if "Version mismatch" in text:
         metadata = f"Ray {importlib.metadata.version('ray')} and Python {platform.python_version()}"
@@ -575,8 +601,6 @@ def _why_not(error: Exception, address: str) -> str:
             f"the cluster runs other versions than this machine, {metadata} (cluster first: {told}); install the same "
             "everywhere."
         )
-    if "token" in text.lower() or "auth" in type(error).__name__.lower():
-        return "the cluster refuses this machine's token; put the cluster's into ~/.ray/auth_token or RAY_AUTH_TOKEN."
     return f"this machine cannot take part in the cluster ({_first_line(error)}); start Ray here too (docs/cluster.md)."
 
 

@@ -29,6 +29,9 @@ from muonlab.registry.errors import IntegrityError, UsageError
 from muonlab.registry.files import write_atomically
 from muonlab.registry.record import RunRecord, Status
 
+CHECKPOINTS = "checkpoints"
+"""The folder in which `muonlab.training.loop` keeps them; its module would load torch."""
+
 
 class Seen(NamedTuple):
     """What is known of a running attempt: its `start.json`, and where it stands."""
@@ -121,15 +124,16 @@ def inherit(layout: Layout, fence: Fence) -> int:
             shutil.rmtree(part, ignore_errors=True)
             with contextlib.suppress(OSError):  # dropped in this instant by its owner
                 shutil.copytree(checkpoint, part, copy_function=os.link)
-                fence.scratch.work.mkdir(parents=True, exist_ok=True)
-                os.replace(part, fence.scratch.work / checkpoint.name)
+                target = fence.scratch.work / CHECKPOINTS / checkpoint.name
+                target.parent.mkdir(parents=True, exist_ok=True)
+                os.replace(part, target)
         if reached := _reached(fence.scratch.work):
             return reached
     return 0
 
 
 def _checkpoints(work: Path) -> list[Path]:
-    return [path for path in work.glob("step-*") if path.name.removeprefix("step-").isdigit()]
+    return [path for path in (work / CHECKPOINTS).glob("step-*") if path.name.removeprefix("step-").isdigit()]
 
 
 def _reached(work: Path) -> int:

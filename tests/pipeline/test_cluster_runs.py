@@ -137,7 +137,8 @@ def test_twelve_cells_on_two_checkouts_end_as_on_one_machine(make: Maker, cluste
     assert list((there.root / "scratch").glob("*/cluster"))
     assert not list((there.root / "scratch").glob("*/cluster/*"))
     assert "12 cells, 12 in place" in here.muon(*on_ray(cluster), **cluster.environment()).stderr
-    assert "didn't change, skipping" in here.dvc("repro", GRID).stdout
+    assert f"Running stage '{GRID}:train" not in here.dvc("repro", GRID).stdout
+    assert "(raylet)" not in done.stdout, "standard output is for the answer"
     assert len(here.attempts()) == 12
     _a_late_finisher_that_differs_is_found(here, cluster)
 
@@ -241,7 +242,7 @@ def test_what_cannot_work_is_refused_in_a_sentence(make: Maker, cluster: Ray, ra
     assert "it should be HOST:PORT" in refusal("--address", "localhost")
     assert "no node of the cluster" in refusal("--gpus-per-cell", "5")
     assert "refuses this machine's token" in refusal(RAY_AUTH_TOKEN="another-token-0123456789")
-    assert "refuses this machine's token" in refusal(RAY_AUTH_TOKEN="", HOME=str(tmp_path))
+    assert "there is none here" in refusal(RAY_AUTH_TOKEN="", HOME=str(tmp_path))
     pretends = tmp_path / "pretends"
     pretends.mkdir()
     (pretends / "sitecustomize.py").write_text("import platform\nplatform.python_version = lambda: '3.11.99'\n")

@@ -54,8 +54,8 @@ def finish(fence: Fence, loss: float = 5.0) -> RunRecord:
 
 
 def checkpoint(work: Path, step: int) -> None:
-    (work / f"step-{step:06d}").mkdir(parents=True)
-    (work / f"step-{step:06d}" / "weights").write_text(str(step))
+    (work / "checkpoints" / f"step-{step:06d}").mkdir(parents=True)
+    (work / "checkpoints" / f"step-{step:06d}" / "weights").write_text(str(step))
 
 
 def test_no_number_is_given_twice(layout: Layout) -> None:
@@ -147,12 +147,12 @@ def test_an_attempt_goes_on_from_the_furthest_checkpoint_of_any_other(layout: La
     ahead = reserve(layout, CELL, JOB)
     for step in (30, 40):
         checkpoint(ahead.scratch.work, step)
-    (ahead.scratch.work / "step-000050.part").mkdir()
+    (ahead.scratch.work / "checkpoints" / "step-000050.part").mkdir()
     fence = reserve(layout, CELL, JOB)
     assert inherit(layout, fence) == 40
     shutil.rmtree(ahead.scratch.work)  # whoever wrote them may drop them
-    assert (fence.scratch.work / "step-000040" / "weights").read_text() == "40"
-    assert not (fence.scratch.work / "step-000050.part").exists()
+    assert (fence.scratch.work / "checkpoints" / "step-000040" / "weights").read_text() == "40"
+    assert not (fence.scratch.work / "checkpoints" / "step-000050.part").exists()
 
 
 def test_a_failed_attempts_checkpoints_become_the_cells(layout: Layout) -> None:
@@ -162,7 +162,7 @@ def test_a_failed_attempts_checkpoints_become_the_cells(layout: Layout) -> None:
     failed = record("muon", 0, "failed", attempt=fence.number)
     (fence.attempt / "record.json").write_text(failed.model_dump_json())
     assert promote(layout, fence) == failed
-    assert (own.work / "step-000010").exists()
+    assert (own.work / "checkpoints" / "step-000010").exists()
 
 
 def test_a_node_knows_its_drivers_folder_by_the_token(layout: Layout, tmp_path: Path) -> None:
