@@ -31,7 +31,7 @@ import muonlab
 import optim
 from muonlab.pipeline import doors
 from muonlab.pipeline.answer import Answer, Facts
-from muonlab.pipeline.attempts import WEIGHTS, Purpose
+from muonlab.pipeline.attempts import WEIGHTS, CellScratch, Purpose
 from muonlab.pipeline.evaluations import read_record
 from muonlab.pipeline.fingerprint import code_fingerprint
 from muonlab.pipeline.layout import Layout
@@ -51,7 +51,7 @@ from muonlab.registry.record import RunRecord
 from muonlab.registry.settings import Params, WorkloadSettings
 from muonlab.registry.study import Study
 from muonlab.reporting.carried import compared_text
-from muonlab.reporting.wording import count, duration, money
+from muonlab.reporting.wording import count, duration, listed, money
 
 Steps = int | Literal["all"] | None
 """Of a run: so many, all, or as many as `enough_steps` says."""
@@ -94,8 +94,11 @@ class Accepted(Answer):
     """The first thing that is not as recorded, in words; then nothing is carried over."""
     acceptance: str | None
     """Name of the ledger's new row; null where none was written."""
-    evidence: str
-    """What was compared, and what was not, in words."""
+    evidence: str | None
+    """What was compared and what was not, in words; null on a difference and where nothing was carried over."""
+    spent_seconds: float
+    """Of training again and evaluating, just now. It is not charged to the study's budget."""
+    spent_cost_usd: float
     expected_seconds: float | None
     expected_cost_usd: float | None
 
@@ -107,7 +110,7 @@ class Accepted(Answer):
     def lines(self) -> Iterator[str]:
         """What was compared, what came out, and what now counts."""
         if not self.carried and self.difference is None:
-            yield f"{self.study}: nothing to carry over, every recorded run is of the code here."
+            yield f"{self.study}: nothing to carry over, no result of its declared cells is of other code."
             return
         if self.dry_run:
             yield from self._plan()
@@ -117,6 +120,9 @@ class Accepted(Answer):
             yield f"{self.study}: {self.evidence}"
             cells = f"{count(len(self.carried), 'cell')}: {', '.join(self.carried)}"
             yield f"Carried over to the code here: {cells}."
+        if self.spent_seconds > 0:
+            cost = f", {money(self.spent_cost_usd)}" if self.spent_cost_usd else ""
+            yield f"The comparison took {duration(self.spent_seconds)}{cost}, which no study is charged."
         if self.without_outputs and self.difference is None:
             yield (
                 f"Not in runs/{self.study}: {', '.join(self.without_outputs)}; `muon download --run '{self.study}/*'` "
@@ -130,7 +136,10 @@ class Accepted(Answer):
                 price = "at an unknown pace"
             else:
                 price = f"about {duration(self.expected_seconds)}, {money(self.expected_cost_usd or 0.0)}"
-            yield f"{self.study}: {count(len(runs), 'run')} would be trained again, {price}: {', '.join(runs)}."
+            yield (
+                f"{self.study}: {count(len(runs), 'run')} would be trained again, {price} and an evaluation each: "
+                f"{', '.join(runs)}."
+            )
         else:
             yield f"{self.study}: no run would be trained again, since the ledger holds as long a comparison."
         yield (
@@ -196,7 +205,7 @@ def accept(layout: Layout, slug: str, *, steps: Steps, dry_run: bool, command: s
         cells = study_cells(seen, params, study)
         olds = _olds(seen, params, study, cells, records)
     outputs = _outputs(layout, study, olds, records, kept)
-    tests = _tests(study, olds, outputs, held, steps)
+    tests = _tests(layout, study, olds, outputs, held, steps)
     without = [old.cell.key for old in olds if _counts(old, study) and old.cell.key not in outputs]
     pace = Pace.of(records, study.workload, params.workloads[study.workload])
     purpose = Purpose(slug, None, study.price_usd_per_gpu_hour)
@@ -253,7 +262,8 @@ def _refuse_unfit(layout: Layout, study: Study) -> None:
 
 
 def _whole_ledger(layout: Layout) -> Ledger:
-    held = ledger.read(layout.ledger)
+    # With the lines that were taken out since they were committed: a difference among them still stands.
+    held = ledger.append(layout.ledger, [])
     if held.findings:
         raise IntegrityError(f"{held.findings[0]} Nothing is carried over before that is mended.")
     return held
@@ -346,7 +356,9 @@ def _counts(old: _Old, study: Study) -> bool:
     return old.has_result and old.cell.seed in study.seeds
 
 
-def _tests(study: Study, olds: list[_Old], outputs: dict[str, RunRecord], held: Ledger, steps: Steps) -> list[_Test]:
+def _tests(
+    layout: Layout, study: Study, olds: list[_Old], outputs: dict[str, RunRecord], held: Ledger, steps: Steps
+) -> list[_Test]:
     """One recorded run for every arm and older code that has not been compared over as many steps already."""
     groups: dict[tuple[str, str], list[_Old]] = {}
     for old in olds:
@@ -355,9 +367,8 @@ def _tests(study: Study, olds: list[_Old], outputs: dict[str, RunRecord], held: 
     for group in groups.values():
         _refuse_refuted(held, study, group[0])
         wanted = _wanted(held, study, group[0], steps)
-        # Where nothing is asked for, any comparison that has carried them over will do.
-        if not all(_is_compared(held, old, wanted if steps else 1) for old in group):
-            tests.append(_test_of(study, group, outputs, wanted))
+        if not all(_is_compared(held, old, wanted) for old in group):
+            tests.append(_test_of(layout, study, group, outputs, wanted))
     return tests
 
 
@@ -397,7 +408,7 @@ def _is_compared(held: Ledger, old: _Old, steps: int) -> bool:
     return any(run.steps >= least or run.steps == run.of_steps for run in runs)
 
 
-def _test_of(study: Study, group: list[_Old], outputs: dict[str, RunRecord], steps: int) -> _Test:
+def _test_of(layout: Layout, study: Study, group: list[_Old], outputs: dict[str, RunRecord], steps: int) -> _Test:
     """The first run in the order of seeds whose outputs are here, a completed one where there is one.
 
     Raises UsageError where there is none.
@@ -409,6 +420,13 @@ def _test_of(study: Study, group: list[_Old], outputs: dict[str, RunRecord], ste
     ]
     if not tests:
         arm = group[0].cell.arm
+        waiting = [old.cell.key for old in group if CellScratch(layout, old.from_digest).finished() is not None]
+        if waiting:
+            raise UsageError(
+                f"{study.slug}: {listed(waiting)} wait in scratch/ to be taken over; go back to the code that made "
+                f"them (`git switch --detach COMMIT`), let `muon study run {study.slug} --only '{arm}-*'` take them "
+                "over, and come back."
+            )
         raise UsageError(
             f"{study.slug}: of {arm} no run by one process has its outputs here, so that there is no curve to compare "
             f"with; `muon download --run '{study.slug}/{arm}-*'` brings them (runs by several processes agree to "
@@ -494,7 +512,13 @@ def _answer(
     seconds = math.fsum(known) if len(known) == len(times) else None
     differs = next((run.difference for run in retrained if run.difference is not None), None)
     names = dict.fromkeys(f"{cell.arm}-{cell.seed}" for cell in carried)
-    held = "the ledger holds as long a comparison, so that nothing was trained again."
+    spent = math.fsum(run.wall_seconds for run in retrained)
+    if differs is not None or not carried or (dry_run and tests):
+        evidence = None
+    elif retrained:
+        evidence = compared_text(retrained)
+    else:
+        evidence = "the ledger holds as long a comparison, so that nothing was trained again."
     return Accepted(
         study=study.slug,
         dry_run=dry_run,
@@ -514,7 +538,9 @@ def _answer(
         without_outputs=without,
         difference=differs,
         acceptance=acceptance.acceptance_id if acceptance else None,
-        evidence=compared_text(retrained) if retrained else held,
+        evidence=evidence,
+        spent_seconds=spent,
+        spent_cost_usd=purpose.cost_usd(spent),
         expected_seconds=seconds,
         expected_cost_usd=None if seconds is None else purpose.cost_usd(seconds),
     )

@@ -442,7 +442,7 @@ def status_of(layout: Layout, slug: str) -> StudyStatus:
                 state=_state(outcome, trains=is_training(layout, cell.digest)),
                 val_loss=outcome.val_loss if outcome else None,
                 attempts=len(attempts),
-                wall_seconds=sum(r.wall_seconds for r in attempts),
+                wall_seconds=sum(r.device_seconds for r in attempts),
                 cost_usd=sum(r.cost_usd for r in attempts),
                 digest=cell.digest,
             )

@@ -29,7 +29,7 @@ from muonlab.pipeline.resolve import load_params, resolve_cell
 from muonlab.registry import ledger
 from muonlab.registry.acceptance import accepted_after
 from muonlab.registry.cell import Cell
-from muonlab.registry.errors import UsageError
+from muonlab.registry.errors import CellsFailedError, MuonlabError, UsageError
 from muonlab.registry.record import RunRecord
 from muonlab.reporting.wording import count
 
@@ -229,6 +229,14 @@ def _train(layout: Layout, cell: Cell, until: int | None) -> tuple[list[Row], Tr
             )
         except _Enough:
             return rows, None
+        except MuonlabError:
+            raise
+        except Exception as error:  # whatever the code here does wrong, it is the answer
+            at = f"after step {int(rows[-1]['step'])}" if rows else "before its first evaluation"
+            raise CellsFailedError(
+                f"{cell.key}: the code here does not train it again: {at} it ended with {type(error).__name__} "
+                f"({' '.join(str(error).split())[:300]})."
+            ) from error
 
 
 def _difference(

@@ -114,13 +114,10 @@ def accepted_after(acceptances: Iterable[Acceptance], digest: str, code: str) ->
 
 
 def differences(acceptances: Iterable[Acceptance]) -> dict[tuple[str, str, str], Retrained]:
-    """(workload, code of the records, code compared) -> a run that came out otherwise."""
-    return {
-        (acceptance.workload, run.from_code, run.code): run
-        for acceptance in acceptances
-        for run in acceptance.retrained
-        if run.difference is not None
-    }
+    """(workload, code of the records, code compared) -> a run that came out otherwise, of several the longest."""
+    differing = [(a.workload, run) for a in acceptances for run in a.retrained if run.difference is not None]
+    by_length = sorted(differing, key=lambda found: found[1].steps)
+    return {(workload, run.from_code, run.code): run for workload, run in by_length}
 
 
 def mislabelled(acceptances: Iterable[Acceptance], cells: Iterable[Cell]) -> Iterator[str]:

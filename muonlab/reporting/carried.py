@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from muonlab.registry.acceptance import Acceptance, Retrained
-from muonlab.reporting.wording import count, listed, moment
+from muonlab.reporting.wording import count, duration, listed, moment
 
 
 def compared_text(retrained: Sequence[Retrained]) -> str:
@@ -43,6 +43,8 @@ def carried_notes(acceptances: Iterable[Acceptance], digests: set[str]) -> list[
         commit = acceptance.provenance.commit
         found.append(
             f"carried over from other code, not trained by that of now: {names} (`{acceptance.command}`, "
-            f"{moment(acceptance.made_at)}{f', at commit {commit[:12]}' if commit else ''}): {compared_text(retrained)}"
+            f"{moment(acceptance.made_at)}{f', at commit {commit[:12]}' if commit else ''}): {compared_text(retrained)} "
+            f"The comparison took {duration(sum(run.wall_seconds for run in retrained))}, which this study is not "
+            "charged."
         )
     return found

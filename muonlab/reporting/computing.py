@@ -61,7 +61,7 @@ def computing_line(record: RunRecord) -> str | None:
 
 def where_the_time_went(standing: Standing) -> tuple[Block, ...]:
     """A row an arm: the shares of its runs' time, and their peak memory."""
-    digests = {cell.digest for cell in standing.snapshot.cells}
+    digests = standing.snapshot.digests
     results = [r for r in standing.snapshot.records if r.is_result and r.cell_digest in digests]
     overall = shares(results)
     if not overall:

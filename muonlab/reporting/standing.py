@@ -315,7 +315,7 @@ def _cell(snapshot: Snapshot, cell: DeclaredCell) -> CellStanding:
         arm=cell.arm,
         role=snapshot.study.role(cell.arm),
         seed=cell.seed,
-        digest=cell.digest,
+        digest=last.cell_digest if last else cell.digest,
         state=last.status if last else "missing",
         val_loss=outcome.val_loss if outcome else None,
         perplexity=outcome.perplexity if outcome else None,

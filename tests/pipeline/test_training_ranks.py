@@ -82,7 +82,9 @@ def test_what_kills_a_rank_or_their_launcher_ends_all_and_the_next_start_makes_t
         ranks = stages(repository, ranks=True)
         assert len(ranks) == 2
         launcher.send_signal(signal.SIGKILL)
-        wait_until(lambda: not any(rank.is_running() for rank in ranks), seconds=15)
+        wait_until(
+            lambda: not any(rank.is_running() and rank.status() != psutil.STATUS_ZOMBIE for rank in ranks), seconds=90
+        )
     done = repository.run(*COMMAND)
     assert done.stdout.startswith("MUONLAB_RANKS=2 CUDA_VISIBLE_DEVICES='' dvc exp run -S optimizer=muon -S seed=0")
     assert done.stdout.count("training cell") == 1
