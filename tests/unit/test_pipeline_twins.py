@@ -99,7 +99,7 @@ def test_a_short_twin_of_a_fixed_plan_is_judged_on_the_pairs_it_has() -> None:
     [
         ("010-x-tinny", "no twin of 010-x: its twins are tiny (--workload NAME). Did you mean '010-x-tiny'?"),
         ("011-y-tiny", "unknown study '011-y-tiny'; allowed: 010-x."),
-        ("010-xtiny", "unknown study '010-xtiny'; allowed: 010-x."),
+        ("010-xtiny", "unknown study '010-xtiny'. Did you mean '010-x'? Allowed: 010-x."),
     ],
 )
 def test_a_twin_without_a_parent_and_a_parent_without_the_twin(layout: Layout, slug: str, says: str) -> None:
@@ -285,7 +285,10 @@ def test_neither_did_the_seeds_of_what_selected_before(layout: Layout) -> None:
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"selected_from": "010-z"}, "study.selected_from: unknown study '010-z'; allowed: 010-x, 011-y."),
+        (
+            {"selected_from": "010-z"},
+            "study.selected_from: unknown study '010-z'. Did you mean '010-x'? Allowed: 010-x, 011-y.",
+        ),
         ({"selected_from": "011-y"}, "a circle, 011-y <- 011-y"),
         ({"challengers": ["nolha"]}, "the challenger 'nolha' is no arm of 010-x"),
         ({"challengers": ["nolha"]}, "`muon study select 011-y` writes the one that they pick. Did you mean 'nolah'?"),
