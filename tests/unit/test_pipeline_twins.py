@@ -16,7 +16,7 @@ from muonlab.pipeline.conclude import index_entries
 from muonlab.pipeline.declare import register
 from muonlab.pipeline.layout import Layout
 from muonlab.pipeline.parts import chosen_cells
-from muonlab.pipeline.resolve import check_study, load_params, load_study
+from muonlab.pipeline.resolve import check_study, load_params, load_study, resolve_optimizer
 from muonlab.pipeline.selecting import with_challenger
 from muonlab.pipeline.study_run import obstacles
 from muonlab.pipeline.twins import twin_slug
@@ -107,6 +107,21 @@ def test_a_twin_without_a_parent_and_a_parent_without_the_twin(layout: Layout, s
     layout.study(slug).mkdir()
     (layout.study(slug) / "registration.json").write_text("{}")
     assert says in refusal(layout, slug)
+
+
+def test_a_study_without_twins_says_what_it_runs_on(layout: Layout) -> None:
+    declare(layout, workload="tiny", twins={})
+    with pytest.raises(UsageError, match="--workload tiny: 010-x declares no rehearsal and runs on the workload tiny"):
+        twin_slug(load_study(layout, "010-x"), "tiny")
+
+
+def test_an_arm_without_a_learning_rate_or_a_name_is_told_the_ways_on(layout: Layout) -> None:
+    (layout.root / "params.yaml").write_text((PROJECT / "params.yaml").read_text())
+    params = load_params(layout.params)
+    with pytest.raises(UsageError, match="on 'tiny'; `muon study new SLUG --kind tuning --challenger muon-svd"):
+        resolve_optimizer(params, "tiny", "muon-svd")
+    with pytest.raises(UsageError, match="A new one is named under `optimizers:` in params.yaml"):
+        resolve_optimizer(params, "tiny", "mine")
 
 
 def test_a_twin_is_not_declared_in_a_file(layout: Layout) -> None:
