@@ -38,7 +38,8 @@ is one sentence: where, what was found, what is allowed, what to do.
 
 ## Shell completion
 
-Commands, options and their choices complete with Tab after one of these lines (bash 4.4 or newer, zsh, fish):
+Commands, options, their choices and the names of studies complete with Tab after one of these lines (bash 4.4 or newer,
+zsh, fish). They need `muon` on PATH: in a shell where .venv is active, or with .venv/bin on PATH.
 
 ```
 eval "$(_MUON_COMPLETE=bash_source muon)"          # in ~/.bashrc

@@ -14,6 +14,7 @@ from conftest import STUDY, TOY_PARAMS, TOY_STUDY, Maker, Repository
 
 from muonlab.pipeline.layout import Layout
 from muonlab.pipeline.running import find_log, running, tell_log
+from muonlab.pipeline.studies import status_of
 from muonlab.registry.errors import UsageError
 
 pytestmark = pytest.mark.slow
@@ -62,6 +63,14 @@ def until_it_steps(layout: Layout) -> None:
         time.sleep(0.2)
 
 
+def states(layout: Layout) -> dict[str, str]:
+    """The cells of the study that are not missing; the study is incomplete, whatever trains."""
+    status = status_of(layout, STUDY)
+    assert status.exit_code == 3
+    assert any("in training now" in line for line in status.lines()) == any(c.state == "training" for c in status.cells)
+    return {f"{cell.arm}-{cell.seed}": cell.state for cell in status.cells if cell.state != "missing"}
+
+
 def test_status_and_logs_follow_a_run_to_its_end_even_a_killed_one(endless: Repository) -> None:
     layout = Layout.find(endless.root)
     assert list(running(layout, gpu=False).lines()) == ["Nothing is training on this machine."]
@@ -80,6 +89,7 @@ def test_status_and_logs_follow_a_run_to_its_end_even_a_killed_one(endless: Repo
         tell_log(find_log(layout, "nolah-0"), tail=2, follow=False, say=said.append)
         assert len(said) == 4  # title, two rows, where it is
         assert said[-1].startswith("training, at step ")
+        assert states(layout) == {"nolah-0": "training"}
         follower = subprocess.Popen(
             [sys.executable, "-m", "muonlab.cli", "logs", "--follow", "-n", "1"],
             cwd=endless.root, env=endless.environment(), stdout=subprocess.PIPE, text=True,
@@ -94,3 +104,4 @@ def test_status_and_logs_follow_a_run_to_its_end_even_a_killed_one(endless: Repo
     assert steps == list(range(steps[0], steps[-1] + 1, 2))  # every row once
     assert rest[-1].startswith("ended without a word at step ")
     assert running(layout, gpu=False).cells == []
+    assert states(layout) == {"nolah-0": "abandoned"}

@@ -39,6 +39,13 @@ def test_the_table_fits_80_columns_and_prices_each_row():
         assert word in result.output
 
 
+def test_without_a_price_no_dollars_are_shown():
+    said = run("--sd-diff", "0.2%", "--min-effect", "0.1%").output
+    assert "$" not in said
+    assert "no price is declared" in said
+    assert "no price is declared" not in run("--sd-diff", "0.2%", "--min-effect", "0.1%", "--cost-per-pair", 7).output
+
+
 def test_percent_and_absolute_sizes_agree():
     relative = document("--sd-diff", "0.2%", "--min-effect", "0.1%")
     absolute = document("--sd-diff", "0.004", "--min-effect", "0.002")

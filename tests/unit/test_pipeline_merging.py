@@ -13,6 +13,9 @@ import pytest
 import yaml
 
 from muonlab.pipeline import merging
+from muonlab.pipeline.doors import HIDE_ALL, open_studies
+from muonlab.pipeline.layout import Layout
+from muonlab.pipeline.sharing import is_shared
 
 PROJECT = Path(__file__).parents[2]
 REGISTRATION = "experiments/s/registration.json"
@@ -125,3 +128,23 @@ def test_a_clone_is_set_up_by_the_command_that_doctor_names(tmp_path: Path, monk
     assert not merging.is_set_up(tmp_path)
     subprocess.run([sys.executable, "-m", "muonlab.pipeline.merging"], cwd=tmp_path, check=True)
     assert merging.is_set_up(tmp_path)
+
+
+def test_studies_that_either_side_has_opened_to_dvc_are_open(clones: Clones) -> None:
+    """`muon commit` takes the file, which two clones that ran different studies have changed in the same place."""
+    assert is_shared(".dvcignore")
+
+    def opened(*slugs: str) -> dict[str, str]:
+        return {
+            ".dvcignore": "\n".join(["/downloads", HIDE_ALL, *(f"!experiments/{s}/dvc.yaml" for s in slugs)]) + "\n"
+        }
+
+    clones.commit(opened("default"))
+    clones.git("switch", "theirs")
+    clones.git("merge", "main")
+    clones.git("switch", "main")
+    code, said = clones.merged(opened("default", "a"), opened("default", "b"))
+    assert code == 0, said
+    layout = Layout(clones.root, clones.root)
+    assert sorted(open_studies(layout)) == ["a", "b", "default"]
+    assert clones.read(".dvcignore").splitlines()[:2] == ["/downloads", HIDE_ALL]

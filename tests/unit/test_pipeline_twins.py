@@ -16,7 +16,7 @@ from muonlab.pipeline.conclude import index_entries
 from muonlab.pipeline.declare import register
 from muonlab.pipeline.layout import Layout
 from muonlab.pipeline.parts import chosen_cells
-from muonlab.pipeline.resolve import check_study, load_params, load_study
+from muonlab.pipeline.resolve import check_study, load_params, load_study, resolve_optimizer
 from muonlab.pipeline.selecting import with_challenger
 from muonlab.pipeline.study_run import obstacles
 from muonlab.pipeline.twins import twin_slug
@@ -99,7 +99,7 @@ def test_a_short_twin_of_a_fixed_plan_is_judged_on_the_pairs_it_has() -> None:
     [
         ("010-x-tinny", "no twin of 010-x: its twins are tiny (--workload NAME). Did you mean '010-x-tiny'?"),
         ("011-y-tiny", "unknown study '011-y-tiny'; allowed: 010-x."),
-        ("010-xtiny", "unknown study '010-xtiny'; allowed: 010-x."),
+        ("010-xtiny", "unknown study '010-xtiny'. Did you mean '010-x'? Allowed: 010-x."),
     ],
 )
 def test_a_twin_without_a_parent_and_a_parent_without_the_twin(layout: Layout, slug: str, says: str) -> None:
@@ -107,6 +107,21 @@ def test_a_twin_without_a_parent_and_a_parent_without_the_twin(layout: Layout, s
     layout.study(slug).mkdir()
     (layout.study(slug) / "registration.json").write_text("{}")
     assert says in refusal(layout, slug)
+
+
+def test_a_study_without_twins_says_what_it_runs_on(layout: Layout) -> None:
+    declare(layout, workload="tiny", twins={})
+    with pytest.raises(UsageError, match="--workload tiny: 010-x declares no rehearsal and runs on the workload tiny"):
+        twin_slug(load_study(layout, "010-x"), "tiny")
+
+
+def test_an_arm_without_a_learning_rate_or_a_name_is_told_the_ways_on(layout: Layout) -> None:
+    (layout.root / "params.yaml").write_text((PROJECT / "params.yaml").read_text())
+    params = load_params(layout.params)
+    with pytest.raises(UsageError, match="on 'tiny'; `muon study new SLUG --kind tuning --challenger muon-svd"):
+        resolve_optimizer(params, "tiny", "muon-svd")
+    with pytest.raises(UsageError, match="A new one is named under `optimizers:` in params.yaml"):
+        resolve_optimizer(params, "tiny", "mine")
 
 
 def test_a_twin_is_not_declared_in_a_file(layout: Layout) -> None:
@@ -285,7 +300,10 @@ def test_neither_did_the_seeds_of_what_selected_before(layout: Layout) -> None:
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"selected_from": "010-z"}, "study.selected_from: unknown study '010-z'; allowed: 010-x, 011-y."),
+        (
+            {"selected_from": "010-z"},
+            "study.selected_from: unknown study '010-z'. Did you mean '010-x'? Allowed: 010-x, 011-y.",
+        ),
         ({"selected_from": "011-y"}, "a circle, 011-y <- 011-y"),
         ({"challengers": ["nolha"]}, "the challenger 'nolha' is no arm of 010-x"),
         ({"challengers": ["nolha"]}, "`muon study select 011-y` writes the one that they pick. Did you mean 'nolah'?"),
