@@ -19,6 +19,7 @@ import contextlib
 import functools
 import hashlib
 import importlib.metadata
+import io
 import json
 import logging
 import os
@@ -91,8 +92,7 @@ class Cluster:
         self._held = contextlib.ExitStack()
         self._held.callback(self._lock.release)
         # Ray tells of a dead node in twenty lines on standard output, which is for the answer; `say` tells it in one.
-        nowhere = self._held.enter_context(Path(os.devnull).open("w"))
-        self._held.enter_context(contextlib.redirect_stdout(nowhere))
+        self._held.enter_context(contextlib.redirect_stdout(io.StringIO()))
         try:
             self.ray = _connect(address)
         except BaseException:
