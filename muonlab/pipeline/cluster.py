@@ -235,6 +235,9 @@ class Cluster:
         return [slot for slot in self.slots if slot not in crew and slot.is_ready()]
 
     def _note_failed_start(self, slot: Slot, why: str) -> None:
+        if slot.at.id not in {node.id for node in self._alive()}:  # it died between two looks
+            self.nodes.pop(slot.at.id, None)
+            return
         self.failed_starts[slot.at.id] += 1
         if self.failed_starts[slot.at.id] == MOST_FAILED_STARTS:
             self.refused.add(slot.at.id)
