@@ -41,9 +41,10 @@ def carried_notes(acceptances: Iterable[Acceptance], digests: set[str]) -> list[
         retrained = [run for run in acceptance.retrained if (run.arm, run.from_code) in codes]
         names = ", ".join(dict.fromkeys(f"{cell.arm}-{cell.seed}" for cell in cells))
         commit = acceptance.provenance.commit
+        at = f", at commit {commit[:12]}" if commit else ""
         found.append(
             f"carried over from other code, not trained by that of now: {names} (`{acceptance.command}`, "
-            f"{moment(acceptance.made_at)}{f', at commit {commit[:12]}' if commit else ''}): {compared_text(retrained)} "
+            f"{moment(acceptance.made_at)}{at}): {compared_text(retrained)} "
             f"The comparison took {duration(sum(run.wall_seconds for run in retrained))}, which this study is not "
             "charged."
         )
