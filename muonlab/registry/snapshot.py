@@ -6,7 +6,6 @@ runs, so that they can be made again from a ledger without the runs.
 
 from __future__ import annotations
 
-from functools import cached_property
 from typing import Any, Literal
 
 from muonlab.registry.acceptance import Acceptance
@@ -173,16 +172,8 @@ class Snapshot(Closed):
 
     def attempts_at(self, cell: DeclaredCell) -> list[RunRecord]:
         """The attempts at a declared cell, first to last."""
-        found = [number for digest in cell.digests for number in self._numbers.get(digest, ())]
-        return [self.records[number] for number in sorted(found)]
-
-    @cached_property
-    def _numbers(self) -> dict[str, list[int]]:
-        """Digest -> where its records stand in `records`."""
-        found: dict[str, list[int]] = {}
-        for number, record in enumerate(self.records):
-            found.setdefault(record.cell_digest, []).append(number)
-        return found
+        digests = cell.digests  # made anew each time it is asked for
+        return [r for r in self.records if r.cell_digest in digests]
 
     def outcome_of(self, cell: DeclaredCell) -> RunRecord | None:
         """The attempt that counts for a declared cell: its first that ended with a result."""
