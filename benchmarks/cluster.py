@@ -103,7 +103,7 @@ def jobs(slug: str, lengths: list[float], first: int) -> list[Job]:
     inputs = Inputs(data="d", tokenizer="t", code="c", environment="e")
     return [
         Job(
-            Cell(workload="toy", arm="muon", seed=first + index, settings=WorkloadSettings(), inputs=inputs,
+            Cell(workload="toy", arm="muon", seed=first + index, settings=WorkloadSettings(steps=30), inputs=inputs,
                  optimizer=OptimizerSpec(kind="muon", options={LENGTH: length})),
             Purpose(slug, None, 2.8),
         )

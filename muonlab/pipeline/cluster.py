@@ -19,6 +19,7 @@ import contextlib
 import functools
 import hashlib
 import importlib.metadata
+import io
 import json
 import logging
 import os
@@ -91,8 +92,7 @@ class Cluster:
         self._held = contextlib.ExitStack()
         self._held.callback(self._lock.release)
         # Ray tells of a dead node in twenty lines on standard output, which is for the answer; `say` tells it in one.
-        nowhere = self._held.enter_context(Path(os.devnull).open("w"))
-        self._held.enter_context(contextlib.redirect_stdout(nowhere))
+        self._held.enter_context(contextlib.redirect_stdout(io.StringIO()))
         try:
             self.ray = _connect(address)
         except BaseException:
@@ -235,6 +235,9 @@ class Cluster:
         return [slot for slot in self.slots if slot not in crew and slot.is_ready()]
 
     def _note_failed_start(self, slot: Slot, why: str) -> None:
+        if slot.at.id not in {node.id for node in self._alive()}:  # it died between two looks
+            self.nodes.pop(slot.at.id, None)
+            return
         self.failed_starts[slot.at.id] += 1
         if self.failed_starts[slot.at.id] == MOST_FAILED_STARTS:
             self.refused.add(slot.at.id)

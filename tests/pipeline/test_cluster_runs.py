@@ -243,11 +243,12 @@ def test_what_cannot_work_is_refused_in_a_sentence(make: Maker, cluster: Ray, ra
     assert "no node of the cluster" in refusal("--gpus-per-cell", "5")
     assert "refuses this machine's token" in refusal(RAY_AUTH_TOKEN="another-token-0123456789")
     assert "there is none here" in refusal(RAY_AUTH_TOKEN="", HOME=str(tmp_path))
-    pretends = tmp_path / "pretends"
-    pretends.mkdir()
-    (pretends / "sitecustomize.py").write_text("import platform\nplatform.python_version = lambda: '3.11.99'\n")
-    said = refusal(PYTHONPATH=f"{here.root}{os.pathsep}{pretends}")
-    assert "the cluster runs other versions" in said
+    for pretends, sentence in {
+        "import platform; platform.python_version = lambda: '3.11.99'": "it runs Python 3.",
+        "import ray; ray.__version__ = '2.59.0'": "the cluster runs other versions than this machine",
+    }.items():
+        (tmp_path / "sitecustomize.py").write_text(pretends)
+        assert sentence in refusal(PYTHONPATH=f"{here.root}{os.pathsep}{tmp_path}")
     (here.root / "optim" / "muon.py").open("a").write("\nHASTE = 1\n")
     assert "optim/muon.py is not as committed" in refusal()
     here.git("checkout", "-q", "optim")
