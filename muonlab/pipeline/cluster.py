@@ -108,6 +108,8 @@ class Cluster:
         self._at_work: dict[str, Slot] = {}
         self._looked = self._nobody_since = 0.0
         try:
+            # Once: a node that joins later must be as this checkout was when the run began.
+            self._here = cluster_node.facts_of(layout, kinds)
             self._refuse_too_many_gpus()
             self._survey(self._unknown(), [], refuse=True)
         except BaseException:
@@ -308,7 +310,7 @@ class Cluster:
         workloads = [self.study.workload] if digests else []
         asked = {node.id: self._task(node.id, cluster_node.survey).remote(self.kinds, workloads, digests)
                  for node in nodes}  # fmt: skip
-        here = cluster_node.facts_of(self.layout, self.kinds, workloads) if nodes else {}
+        here = {**self._here, "data": cluster_node.data_of(self.layout, workloads)}
         found = {}
         for node in nodes:
             try:
@@ -613,7 +615,7 @@ def _difference(here: dict[str, Any], there: dict[str, Any]) -> str | None:
         return f"it runs Python {there['python']}, this machine {here['python']}; install the same everywhere."
     if there["commit"] != here["commit"]:
         return (
-            f"its checkout is at commit {str(there['commit'])[:12]}, this one at {str(here['commit'])[:12]}; check out "
+            f"its checkout is at commit {str(there['commit'])[:12]}, this run at {str(here['commit'])[:12]}; check out "
             "the same commit there."
         )
     if there["dirty"] is not None:
