@@ -140,6 +140,22 @@ def test_an_attempt_that_is_known_from_hearing_alone_is_recorded(layout: Layout)
     assert record_lost(layout, reserve(layout, CELL, JOB), "it never began") is None
 
 
+def test_a_lost_attempt_is_charged_until_its_last_sign_of_life(layout: Layout) -> None:
+    loading, stepping = reserve(layout, CELL, JOB), reserve(layout, CELL, JOB)
+    begin(loading)
+    begin(stepping, progress=AttemptProgress(40, 300, 6.0, 36.0, 1, 0))
+    for fence in (loading, stepping):
+        (fence.attempt / "alive.json").write_text(json.dumps({"seconds": 90.0}))
+        heard = fence.seen()
+        assert heard is not None
+        fence.note(heard)
+    shutil.rmtree(stepping.attempt)  # it lay on the node
+    for fence, step in ((loading, 0), (stepping, 40)):
+        lost = record_lost(layout, fence, "its node died")
+        assert lost is not None
+        assert (lost.final_step, lost.wall_seconds, lost.cost_usd) == (step, 90.0, pytest.approx(0.09))
+
+
 def test_an_attempt_goes_on_from_the_furthest_checkpoint_of_any_other(layout: Layout) -> None:
     own = CellScratch(layout, CELL)
     assert inherit(layout, reserve(layout, CELL, JOB)) == 0
