@@ -95,12 +95,16 @@ def fences_of(layout: Layout, digest: str) -> list[Fence]:
 
 def reserve(layout: Layout, digest: str, job: dict[str, Any], *, above: int = 0) -> Fence:
     """A new fence with the number that follows all attempts at the cell that are known here, and `above`."""
-    scratch = CellScratch(layout, digest)
-    taken = [fence.number for fence in fences_of(layout, digest)]
-    fence = Fence(layout, digest, max(scratch.next_number(), above + 1, *(number + 1 for number in taken)))
+    fence = Fence(layout, digest, max(_free_number(layout, digest), above + 1))
     fence.folder.mkdir(parents=True)
     write_atomically(fence.folder / "job.json", canonical_json({**job, "token": secrets.token_hex(16)}))
     return fence
+
+
+def _free_number(layout: Layout, digest: str) -> int:
+    """Above every attempt at the cell that is known here, whether it has ended or is made behind a fence."""
+    behind = [fence.number + 1 for fence in fences_of(layout, digest)]
+    return max(CellScratch(layout, digest).next_number(), *behind, 1)
 
 
 def open_fence(layout: Layout, digest: str, number: int, job: str) -> tuple[Fence, bool]:
@@ -215,6 +219,6 @@ def record_lost(layout: Layout, fence: Fence, error: str, status: Status = "aban
 def _keep(own: CellScratch, fence: Fence, attempt: Path) -> None:
     target = own.folder / "attempts" / str(fence.number)
     if target.exists():  # it was taken for lost
-        target = target.with_name(str(own.next_number()))
+        target = target.with_name(str(_free_number(own.layout, own.digest)))
     target.parent.mkdir(parents=True, exist_ok=True)
     os.replace(attempt, target)

@@ -128,6 +128,18 @@ def test_what_comes_second_is_kept_beside_the_first(layout: Layout) -> None:
     assert len({held.attempt_id for held in own.records()}) == 3
 
 
+def test_a_late_finisher_takes_the_number_of_no_attempt_that_still_runs(layout: Layout) -> None:
+    first, second, own = reserve(layout, CELL, JOB), reserve(layout, CELL, JOB), CellScratch(layout, CELL)
+    for fence in (first, second):
+        begin(fence, progress=AttemptProgress(40, 300, 6.0, 36.0, 1, 0))
+    lost = record_lost(layout, first, "its node died")
+    late = finish(first)
+    promote(layout, first)
+    also_lost = record_lost(layout, second, "its node died")
+    assert also_lost is not None, "what it has cost is kept"
+    assert own.records() == [lost, also_lost, late]
+
+
 def test_an_attempt_that_is_known_from_hearing_alone_is_recorded(layout: Layout) -> None:
     heard, fence = reserve(layout, CELL, JOB), reserve(layout, CELL, JOB)
     begin(heard, progress=AttemptProgress(40, 300, 6.0, 36.0, 1, 0))
