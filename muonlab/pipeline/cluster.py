@@ -53,6 +53,8 @@ ANSWER_S = 5.0
 SURVEY_S = 120.0
 LOOK_S = 1.0
 JOINED_EVERY_S = 3.0
+PATIENCE_S = 15.0
+"""A slot without its GPUs for so long waits for other jobs of the cluster, perhaps for ever: others are asked for."""
 SAY_WAITING_S = 60.0
 NOBODY_LEFT_S = 120.0
 """With no node left for so long, the run ends; what was trained is kept."""
@@ -230,11 +232,29 @@ class Cluster:
             if slot.failure is not None:
                 self._note_failed_start(slot, slot.failure)
         self.slots = [slot for slot in self.slots if not slot.gone]
+        ready = [slot for slot in self.slots if slot.is_ready()]
+        at_hand = [slot for slot in ready if slot in crew]
+        added = [slot for slot in ready if slot not in crew][: max(0, jobs - len(at_hand))]
+        if len(at_hand) + len(added) < jobs:
+            self._ask_for_slots(jobs, now)
+            return added
+        for slot in self.slots:
+            if slot not in at_hand and slot not in added and slot.failure is None:  # nobody needs it any more
+                slot.stop()
+        self.slots = [slot for slot in self.slots if not slot.gone or slot.failure is not None]
+        return added
+
+    def _ask_for_slots(self, jobs: int, now: float) -> None:
+        """Ask for the slots that lack: of one node after the other, and where some wait for long, of every node."""
+        counting = [slot for slot in self.slots if slot.greeting is None or now - slot.asked_at < PATIENCE_S]
+        lacking = jobs - len(counting)
+        late = len(counting) < len(self.slots)
         held = Counter(slot.at.id for slot in self.slots)
         for node in self.nodes.values():
-            for _ in range(min(node.gpus // self.devices - held[node.id], jobs - len(self.slots))):
-                self.slots.append(self._new_slot(node))
-        return [slot for slot in self.slots if slot not in crew and slot.is_ready()]
+            asked = max(0, min(node.gpus // self.devices - held[node.id], lacking))
+            self.slots += [self._new_slot(node) for _ in range(asked)]
+            if not late:
+                lacking -= asked
 
     def _note_failed_start(self, slot: Slot, why: str) -> None:
         if slot.at.id not in {node.id for node in self._alive()}:  # it died between two looks

@@ -104,7 +104,7 @@ def reserve(layout: Layout, digest: str, job: dict[str, Any], *, above: int = 0)
 def _free_number(layout: Layout, digest: str) -> int:
     """Above every attempt at the cell that is known here, whether it has ended or is made behind a fence."""
     behind = [fence.number + 1 for fence in fences_of(layout, digest)]
-    return max(CellScratch(layout, digest).next_number(), *behind, 1)
+    return max([CellScratch(layout, digest).next_number(), *behind])
 
 
 def open_fence(layout: Layout, digest: str, number: int, job: str) -> tuple[Fence, bool]:
