@@ -36,7 +36,7 @@ from typing import Any, NamedTuple
 from filelock import FileLock, Timeout
 
 from muonlab.pipeline import cluster_node
-from muonlab.pipeline.attempts import AttemptProgress, CellScratch
+from muonlab.pipeline.attempts import AttemptProgress, CellScratch, Purpose
 from muonlab.pipeline.fences import Fence, Seen, fences_of, promote, record_lost, reserve
 from muonlab.pipeline.layout import Layout
 from muonlab.pipeline.pool import Job, Worker
@@ -51,8 +51,12 @@ NAMESPACE = "muonlab"
 ANSWER_S = 5.0
 """A cluster that does not answer for so long is not reachable."""
 SURVEY_S = 120.0
+FIND_S = 60.0
+"""A slot of an earlier driver that gives no answer for so long is ended: what it trains would be trained twice."""
 LOOK_S = 1.0
 JOINED_EVERY_S = 3.0
+PATIENCE_S = 15.0
+"""A slot without its GPUs for so long waits for other jobs of the cluster, perhaps for ever: others are asked for."""
 SAY_WAITING_S = 60.0
 NOBODY_LEFT_S = 120.0
 """With no node left for so long, the run ends; what was trained is kept."""
@@ -105,9 +109,13 @@ class Cluster:
         self.taken: Counter[str] = Counter()
         """Digest -> the highest number of an attempt that some node has seen."""
         self.slots: list[Slot] = []
-        self._at_work: dict[str, Slot] = {}
+        self._at_work: dict[str, tuple[Slot, Job]] = {}
+        """Digest -> what an earlier driver has left at work, and nobody has taken up."""
+        self._gathered = False
         self._looked = self._nobody_since = 0.0
         try:
+            # Once: a node that joins later must be as this checkout was when the run began.
+            self._here = cluster_node.facts_of(layout, kinds)
             self._refuse_too_many_gpus()
             self._survey(self._unknown(), [], refuse=True)
         except BaseException:
@@ -129,11 +137,13 @@ class Cluster:
     def gather(self, cells: Iterable[Cell]) -> None:
         """Take over what earlier attempts at these cells have left, here and on the nodes, unless they still run.
 
-        Raises UsageError where a node has not the data of this machine.
+        The first time, raises UsageError where a node has not the data of this machine; once cells are trained, such a
+        node takes no further part.
         """
         names = {cell.digest: cell.key for cell in cells}
         self._find_slots(names)
-        found = self._survey(list(self.nodes.values()), list(names), refuse=True)
+        found = self._survey(list(self.nodes.values()), list(names), refuse=not self._gathered)
+        self._gathered = True
         for node_id, fences in found.items():
             for digest, listed_fences in fences.items():
                 for number, text, ended in listed_fences:
@@ -161,7 +171,13 @@ class Cluster:
         if fence.record() is None:
             fence.folder.mkdir(parents=True, exist_ok=True)
             (fence.folder / "job.json").write_text(text, encoding="utf-8")
-            self.fetch(node_id, fence)
+            try:
+                self.fetch(node_id, fence)
+            except self.ray.exceptions.RayError as error:
+                self.say(
+                    f"muon: cell {digest[:12]}: attempt {number} has ended on the cluster, and could not be fetched "
+                    f"({_first_line(error)}); the next run asks for it again."
+                )
 
     def fetch(self, node_id: str, fence: Fence) -> None:
         """Copy an attempt's files from the node to the same place here, whole or not at all."""
@@ -187,30 +203,59 @@ class Cluster:
     def _find_slots(self, names: dict[str, str]) -> None:
         """Slots of an earlier driver of this study: those at one of these cells are kept, the others end."""
         known = {slot.name for slot in self.slots}
-        for named in self.ray.util.list_named_actors(all_namespaces=False):
-            if not named.startswith(self.owner) or named in known:
-                continue
-            try:
-                actor = self.ray.get_actor(named)
-                at_work = self.ray.get(actor.at_work.remote(), timeout=ANSWER_S)
-            except (ValueError, self.ray.exceptions.RayError):
-                at_work = actor = None
-            node = self.nodes.get(named.removeprefix(self.owner).partition(".")[0])
-            if actor is not None and at_work is not None and node is not None:
+        named = [name for name in self.ray.util.list_named_actors(all_namespaces=False)
+                 if name.startswith(self.owner) and name not in known]  # fmt: skip
+        self._at_work.clear()
+        for name, (actor, at_work) in self._ask_slots(named).items():
+            node = self.nodes.get(name.removeprefix(self.owner).partition(".")[0])
+            if at_work is not None and node is not None:
                 text, number = at_work
-                digest = Cell.model_validate(json.loads(text)["cell"]).digest
-                fence = Fence(self.layout, digest, number)
-                if digest in names and fence.job() == text:
-                    self._at_work[digest] = Slot(self, node, named, actor, fence)
+                content = json.loads(text)
+                job = Job(Cell.model_validate(content["cell"]), Purpose(**content["purpose"]))
+                fence = Fence(self.layout, job.cell.digest, number)
+                if job.cell.digest in names and fence.job() == text:
+                    self._at_work[job.cell.digest] = Slot(self, node, name, actor, fence), job
                     continue
-            if actor is not None:
-                self.ray.kill(actor)
+            self.ray.kill(actor)
+
+    def _ask_slots(self, names: list[str]) -> dict[str, tuple[Any, tuple[str, int] | None]]:
+        """Name of a slot that lives -> its actor, and what it is at; nothing where it has not said so for long."""
+        errors = self.ray.exceptions
+        found: dict[str, tuple[Any, tuple[str, int] | None]] = {}
+        silent: dict[str, Any] = {}
+        deadline = time.monotonic() + FIND_S
+        while names:
+            asked = {}
+            for name in names:
+                with contextlib.suppress(ValueError):  # it is dead
+                    silent[name] = self.ray.get_actor(name)
+                    asked[name] = silent[name].at_work.remote()
+            if asked:
+                self.ray.wait(list(asked.values()), num_returns=len(asked), timeout=ANSWER_S)
+            names = []
+            for name, answer in asked.items():
+                try:
+                    found[name] = silent[name], self.ray.get(answer, timeout=LOOK_S)
+                except errors.ActorDiedError:
+                    pass
+                except errors.RayError:  # busy, or cut off: it may train
+                    names.append(name)
+            if names and time.monotonic() > deadline:
+                self.say(
+                    f"muon: {count(len(names), 'slot')} of an earlier run gave no answer for {FIND_S:.0f} s: ended; "
+                    "what one of them trained is tried again."
+                )
+                return found | {name: (silent[name], None) for name in names}
+            if names:
+                time.sleep(LOOK_S)
+        return found
 
     def found(self, jobs: Sequence[Job]) -> Sequence[Worker]:
         """Slots that an earlier driver left at one of these jobs."""
         found = []
         for job in jobs:
-            if (slot := self._at_work.pop(job.cell.digest, None)) is not None:
+            if job.cell.digest in self._at_work:
+                slot, _ = self._at_work.pop(job.cell.digest)
                 slot.take_up(job)
                 self.say(f"muon: {job.name} is being trained on {slot.node} already, by attempt {slot.number}.")
                 self.slots.append(slot)
@@ -228,11 +273,29 @@ class Cluster:
             if slot.failure is not None:
                 self._note_failed_start(slot, slot.failure)
         self.slots = [slot for slot in self.slots if not slot.gone]
+        ready = [slot for slot in self.slots if slot.is_ready()]
+        at_hand = [slot for slot in ready if slot in crew]
+        added = [slot for slot in ready if slot not in crew][: max(0, jobs - len(at_hand))]
+        if len(at_hand) + len(added) < jobs:
+            self._ask_for_slots(jobs, now)
+            return added
+        for slot in self.slots:
+            if slot not in at_hand and slot not in added and slot.failure is None:  # nobody needs it any more
+                slot.stop()
+        self.slots = [slot for slot in self.slots if not slot.gone or slot.failure is not None]
+        return added
+
+    def _ask_for_slots(self, jobs: int, now: float) -> None:
+        """Ask for the slots that lack: of one node after the other, and where some wait for long, of every node."""
+        counting = [slot for slot in self.slots if slot.greeting is None or now - slot.asked_at < PATIENCE_S]
+        lacking = jobs - len(counting)
+        late = len(counting) < len(self.slots)
         held = Counter(slot.at.id for slot in self.slots)
         for node in self.nodes.values():
-            for _ in range(min(node.gpus // self.devices - held[node.id], jobs - len(self.slots))):
-                self.slots.append(self._new_slot(node))
-        return [slot for slot in self.slots if slot not in crew and slot.is_ready()]
+            asked = max(0, min(node.gpus // self.devices - held[node.id], lacking))
+            self.slots += [self._new_slot(node) for _ in range(asked)]
+            if not late:
+                lacking -= asked
 
     def _note_failed_start(self, slot: Slot, why: str) -> None:
         if slot.at.id not in {node.id for node in self._alive()}:  # it died between two looks
@@ -266,10 +329,24 @@ class Cluster:
         else:
             time.sleep(LOOK_S)
 
+    def stop_left(self) -> None:
+        """End what an earlier driver has left at work and this one has not taken up, and keep its records."""
+        for slot, job in self._at_work.values():
+            with contextlib.suppress(UsageError):  # another process has the cell; the slot ends all the same
+                slot.take_up(job)
+            slot.stop()
+            self.say(f"muon: {job.name}, left at work on {slot.node} by an earlier run, is stopped.")
+        self._at_work.clear()
+
     def close(self) -> None:
-        """Give all GPUs back and disconnect."""
+        """Give the GPUs of this run back, say what else an earlier run has left at work, and disconnect."""
         for slot in self.slots:
             slot.stop()
+        for slot, job in self._at_work.values():
+            self.say(
+                f"muon: {job.name} goes on on {slot.node}, where an earlier run left it; nobody watches its cost: "
+                "`muon study run` of all cells follows it."
+            )
         self.ray.shutdown()
         self._held.close()
 
@@ -308,7 +385,7 @@ class Cluster:
         workloads = [self.study.workload] if digests else []
         asked = {node.id: self._task(node.id, cluster_node.survey).remote(self.kinds, workloads, digests)
                  for node in nodes}  # fmt: skip
-        here = cluster_node.facts_of(self.layout, self.kinds, workloads) if nodes else {}
+        here = {**self._here, "data": cluster_node.data_of(self.layout, workloads)}
         found = {}
         for node in nodes:
             try:
@@ -326,6 +403,7 @@ class Cluster:
             if refuse:
                 raise UsageError(sentence)
             self.refused.add(node.id)
+            self.nodes.pop(node.id, None)
             self.say(f"muon: {sentence} It takes no part.")
         return found
 
@@ -403,8 +481,8 @@ class Slot:
 
     def take_up(self, job: Job) -> None:
         """Hear of a job that the slot was given by an earlier driver."""
-        self.job = job
         self._held.enter_context(CellScratch(self.cluster.layout, job.cell.digest).locked(job.name))
+        self.job = job
         self.news = self.actor.look.remote(LOOK_S)
 
     def progress(self) -> AttemptProgress | None:
@@ -613,7 +691,7 @@ def _difference(here: dict[str, Any], there: dict[str, Any]) -> str | None:
         return f"it runs Python {there['python']}, this machine {here['python']}; install the same everywhere."
     if there["commit"] != here["commit"]:
         return (
-            f"its checkout is at commit {str(there['commit'])[:12]}, this one at {str(here['commit'])[:12]}; check out "
+            f"its checkout is at commit {str(there['commit'])[:12]}, this run at {str(here['commit'])[:12]}; check out "
             "the same commit there."
         )
     if there["dirty"] is not None:

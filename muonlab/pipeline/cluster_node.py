@@ -29,7 +29,7 @@ ORPHANED_AFTER_S = 600.0
 
 
 def survey(kinds: list[str], workloads: list[str], digests: list[str]) -> dict[str, Any]:
-    """What must be the same on every node (see `facts_of`), and which attempts at these cells ended here.
+    """What must be the same on every node (see `facts_of` and `data_of`), and which attempts at these cells ended here.
 
     Of a folder that is no checkout, `error`, a sentence, instead.
     """
@@ -43,11 +43,15 @@ def survey(kinds: list[str], workloads: list[str], digests: list[str]) -> dict[s
         digest: [(fence.number, fence.job(), fence.record() is not None) for fence in fences_of(layout, digest)]
         for digest in digests
     }
-    return {**facts_of(layout, kinds, workloads), "fences": {digest: found for digest, found in ended.items() if found}}
+    return {
+        **facts_of(layout, kinds),
+        "data": data_of(layout, workloads),
+        "fences": {digest: found for digest, found in ended.items() if found},
+    }
 
 
-def facts_of(layout: Layout, kinds: list[str], workloads: list[str]) -> dict[str, Any]:
-    """What a checkout would train with: commit, what differs from it, interpreter, libraries, code and data."""
+def facts_of(layout: Layout, kinds: list[str]) -> dict[str, Any]:
+    """What a checkout would train with: commit, what differs from it, interpreter, libraries and code."""
     commit, _ = git_state(layout.root)
     return {
         "host": socket.gethostname(),
@@ -56,8 +60,12 @@ def facts_of(layout: Layout, kinds: list[str], workloads: list[str]) -> dict[str
         "python": platform.python_version(),
         "environment": environment(),
         "code": {kind: code_fingerprint(layout.root, kind) for kind in kinds},
-        "data": {workload: _data(layout, workload) for workload in workloads},
     }
+
+
+def data_of(layout: Layout, workloads: list[str]) -> dict[str, dict[str, str] | None]:
+    """Workload -> file -> SHA-256 of its prepared data; None where they are not prepared."""
+    return {workload: _data(layout, workload) for workload in workloads}
 
 
 def _data(layout: Layout, workload: str) -> dict[str, str] | None:

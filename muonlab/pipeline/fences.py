@@ -22,7 +22,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from muonlab.pipeline.attempts import AttemptProgress, CellScratch, Purpose, lost_record, read_progress
+from muonlab.pipeline.attempts import (
+    NOT_BEGUN,
+    AttemptProgress,
+    CellScratch,
+    Purpose,
+    lost_record,
+    read_progress,
+    seconds_so_far,
+)
 from muonlab.pipeline.layout import Layout
 from muonlab.registry.canonical import canonical_json
 from muonlab.registry.errors import IntegrityError, UsageError
@@ -34,15 +42,12 @@ CHECKPOINTS = "checkpoints"
 
 
 class Seen(NamedTuple):
-    """What is known of a running attempt: its `start.json`, and where it stands."""
+    """What is known of a running attempt: its `start.json`, where it stands, and how long it has lived."""
 
     start: dict[str, Any]
     progress: AttemptProgress | None
-
-    @property
-    def seconds(self) -> float:
-        """Of wall time, until its last word."""
-        return self.progress.seconds if self.progress is not None else 0.0
+    seconds: float
+    """Of wall time, until its last sign of life: there may be one long before the first step."""
 
 
 class Fence:
@@ -69,12 +74,13 @@ class Fence:
         """What the attempt's own files say, or else what was noted of it."""
         if (self.attempt / "start.json").exists():
             start = json.loads((self.attempt / "start.json").read_text(encoding="utf-8"))
-            return Seen(start, read_progress(self.attempt))
+            return Seen(start, read_progress(self.attempt), seconds_so_far(self.attempt))
         path = self.folder / "seen.json"
         if not path.exists():
             return None
         noted = json.loads(path.read_text(encoding="utf-8"))
-        return Seen(noted["start"], None if noted["progress"] is None else AttemptProgress(*noted["progress"]))
+        reached = None if noted["progress"] is None else AttemptProgress(*noted["progress"])
+        return Seen(noted["start"], reached, noted["seconds"])
 
     def note(self, seen: Seen) -> None:
         """Keep what was heard, for the record of an attempt that is lost with its node."""
@@ -89,12 +95,16 @@ def fences_of(layout: Layout, digest: str) -> list[Fence]:
 
 def reserve(layout: Layout, digest: str, job: dict[str, Any], *, above: int = 0) -> Fence:
     """A new fence with the number that follows all attempts at the cell that are known here, and `above`."""
-    scratch = CellScratch(layout, digest)
-    taken = [fence.number for fence in fences_of(layout, digest)]
-    fence = Fence(layout, digest, max(scratch.next_number(), above + 1, *(number + 1 for number in taken)))
+    fence = Fence(layout, digest, max(_free_number(layout, digest), above + 1))
     fence.folder.mkdir(parents=True)
     write_atomically(fence.folder / "job.json", canonical_json({**job, "token": secrets.token_hex(16)}))
     return fence
+
+
+def _free_number(layout: Layout, digest: str) -> int:
+    """Above every attempt at the cell that is known here, whether it has ended or is made behind a fence."""
+    behind = [fence.number + 1 for fence in fences_of(layout, digest)]
+    return max([CellScratch(layout, digest).next_number(), *behind])
 
 
 def open_fence(layout: Layout, digest: str, number: int, job: str) -> tuple[Fence, bool]:
@@ -196,7 +206,7 @@ def record_lost(layout: Layout, fence: Fence, error: str, status: Status = "aban
     write_atomically(folder / "start.json", canonical_json(start))
     if (fence.attempt / "curve.jsonl").exists():
         shutil.copyfile(fence.attempt / "curve.jsonl", folder / "curve.jsonl")
-    reached = seen.progress or AttemptProgress(0, 0, None, 0.0, 0, 0)
+    reached = (seen.progress or NOT_BEGUN)._replace(seconds=seen.seconds)
     write_atomically(folder / "progress.json", json.dumps(reached._asdict()), durable=False)
     record = lost_record(
         folder, start["record"], Purpose(**start["purpose"]), reached, status=status, error=error[:2000]
@@ -209,6 +219,6 @@ def record_lost(layout: Layout, fence: Fence, error: str, status: Status = "aban
 def _keep(own: CellScratch, fence: Fence, attempt: Path) -> None:
     target = own.folder / "attempts" / str(fence.number)
     if target.exists():  # it was taken for lost
-        target = target.with_name(str(own.next_number()))
+        target = target.with_name(str(_free_number(own.layout, own.digest)))
     target.parent.mkdir(parents=True, exist_ok=True)
     os.replace(attempt, target)

@@ -295,7 +295,11 @@ def _priced(
     seconds = None if None in times else math.fsum(time for time in times if time is not None)
     cost = None if seconds is None else Purpose(study.slug, None, price).cost_usd(seconds)
     left = max(0.0, study.budget_usd - spent) if price > 0 else None
-    over = f"Over budget: {small}" if small else _over_budget(study, cost, left, max_cost_usd) if times else None
+    over = None
+    if small is not None:
+        over = f"Over budget: {small}"
+    elif times:
+        over = over_limits(cost, left, budget_usd=study.budget_usd, max_cost_usd=max_cost_usd)
     longest = max((time for time in times if time is not None), default=0.0)
     return Plan(
         study=study.slug,
@@ -322,10 +326,14 @@ def _priced(
     )
 
 
-def _over_budget(study: Study, cost: float | None, left: float | None, max_cost_usd: float | None) -> str | None:
+def over_limits(cost: float | None, left: float | None, *, budget_usd: float, max_cost_usd: float | None) -> str | None:
+    """Why cells of this cost, null where it is unknown, would not all be trained; None where they would.
+
+    left: of the budget; null where the study has no price.
+    """
     if left == 0:
         return (
-            f"Over budget: all of the {money(study.budget_usd)} are spent; going on takes a larger budget_usd, which "
+            f"Over budget: all of the {money(budget_usd)} are spent; going on takes a larger budget_usd, which "
             "amends the plan."
         )
     for limit, name in ((left, "left of the budget"), (max_cost_usd, "of --max-cost")):

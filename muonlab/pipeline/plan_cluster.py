@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 
 from muonlab.pipeline.attempts import Purpose
-from muonlab.pipeline.plan import Plan
+from muonlab.pipeline.plan import Plan, over_limits
 from muonlab.pipeline.price import hours
 from muonlab.pipeline.schedule import simulate
 from muonlab.registry.errors import OverBudgetError, UsageError
@@ -60,7 +61,7 @@ def refuse_no_fit(gpus: int | None, gpus_per_cell: int, step_seconds: float | No
 def schedule_of(plan: Plan, *, gpus: int, gpus_per_cell: int, step_seconds: float | None, start_seconds: float) -> (
     ClusterPlan
 ):  # fmt: skip
-    """The plan with its schedule; exits with 4 where the declared step time brings the cells over a limit."""
+    """The plan with its schedule; exits with 4 where the cells, at the declared step time, come over a limit."""
     told: dict[str, object] = {name: getattr(plan, name) for name in Plan.model_fields}
     to_train = [cell for cell in plan.cells if cell.state == "to_train"]
     if step_seconds is not None:
@@ -83,12 +84,11 @@ def schedule_of(plan: Plan, *, gpus: int, gpus_per_cell: int, step_seconds: floa
             "gpu_hours": made.busy_gpu_s / 3600,
             "expected_cost_usd": cost,
         }
-        limits = [limit for limit in (plan.budget_left_usd, plan.max_cost_usd) if limit is not None]
-        if plan.over_budget is None and any(cost > limit for limit in limits):
-            told |= {
-                "over_budget": f"Over budget: {money(cost)} are more than {money(min(limits))}; the run stops there.",
-                "exit_code": OverBudgetError.exit_code,
-            }
+        over = partial(
+            over_limits, left=plan.budget_left_usd, budget_usd=plan.budget_usd, max_cost_usd=plan.max_cost_usd
+        )
+        if to_train and plan.over_budget == over(plan.expected_cost_usd):  # else the budget is too small for a pair
+            told |= {"over_budget": over(cost), "exit_code": OverBudgetError.exit_code if over(cost) else 0}
     scheduled = whole and bool(times)
     return ClusterPlan.model_validate(
         {

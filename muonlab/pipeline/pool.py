@@ -121,6 +121,9 @@ class Place(Protocol):
     def wait(self, crew: Sequence[Worker]) -> None:
         """Until there is news of a worker, a second at most."""
 
+    def stop_left(self) -> None:
+        """End what an earlier driver has left at work and nobody has taken up: a limit of cost is reached."""
+
     def close(self) -> None:
         """Let go of the place."""
 
@@ -222,6 +225,9 @@ class ThisMachine:
     def wait(self, crew: Sequence[Worker]) -> None:
         """Until one answers."""
         wait_for_news([worker for worker in crew if isinstance(worker, LocalWorker)])
+
+    def stop_left(self) -> None:
+        """Nothing: workers die with their driver."""
 
     def close(self) -> None:
         """Nothing is held."""

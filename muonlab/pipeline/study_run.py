@@ -223,6 +223,7 @@ def train_missing(
         spent = sum(r.cost_usd for r in collect(layout, study.slug).records)
         left = study.budget_usd - spent
         if left <= 0:
+            place.stop_left()
             raise OverBudgetError(
                 f"experiments/{study.slug}: ${spent:.2f} of the budget of ${study.budget_usd:.2f} are spent and "
                 f"{len(jobs)} cells are missing; going on takes a larger budget_usd, which amends the plan."
@@ -230,7 +231,11 @@ def train_missing(
         limit = left if limit is None else min(limit, left)
     steps = sum(job.cell.settings.steps for job in jobs)
     with start_follower(layout.main):
-        return train_all(jobs, place=place, on_change=watch(steps, len(jobs)), max_cost_usd=limit)
+        try:
+            return train_all(jobs, place=place, on_change=watch(steps, len(jobs)), max_cost_usd=limit)
+        except TrainingStoppedError:
+            place.stop_left()
+            raise
 
 
 def report_without_dvc(layout: Layout, slug: str) -> Standing:

@@ -16,10 +16,11 @@ from types import FrameType
 from muonlab.pipeline.attempts import CellScratch, Purpose, train_cell
 from muonlab.pipeline.cells import follow
 from muonlab.pipeline.evaluations import evaluate_now
+from muonlab.pipeline.fingerprint import code_fingerprint
 from muonlab.pipeline.layout import Layout
 from muonlab.pipeline.processes import die_with_parent
 from muonlab.registry.cell import Cell
-from muonlab.registry.errors import MuonlabError
+from muonlab.registry.errors import MuonlabError, UsageError
 from muonlab.registry.files import full_disk_told
 from muonlab.training.distributed import started_ranks
 
@@ -40,7 +41,8 @@ def main() -> None:
         fence = job["fence"]
         place = layout if fence is None else Layout(root=layout.root, main=Path(fence["main"]))
         if not started_ranks().writes:
-            follow(place, cell)
+            if _is_by_this_code(place, cell):
+                follow(place, cell)
             continue
         ending = _train(place, cell, Purpose(**job["purpose"]), None if fence is None else fence["number"])
         print(json.dumps(ending), file=answers, flush=True)
@@ -50,8 +52,14 @@ def _train(layout: Layout, cell: Cell, purpose: Purpose, number: int | None) -> 
     scratch = CellScratch(layout, cell.digest)
     try:
         data_dir = layout.data(cell.workload)
+        record = scratch.finished()
+        if record is None and not _is_by_this_code(layout, cell):
+            raise UsageError(
+                f"cell {cell.key} ({cell.digest[:12]}): the code in {layout.root} is no longer the one that the run "
+                "began with, which the record would name; check out that commit, or start the run again."
+            )
         with full_disk_told():
-            record = scratch.finished() or train_cell(
+            record = record or train_cell(
                 layout,
                 cell,
                 purpose,
@@ -68,6 +76,11 @@ def _train(layout: Layout, cell: Cell, purpose: Purpose, number: int | None) -> 
             "seconds": records[-1].wall_seconds if records else 0.0,
         }
     return {"status": record.status, "seconds": record.wall_seconds}
+
+
+def _is_by_this_code(layout: Layout, cell: Cell) -> bool:
+    """Whether the checkout has the code that the cell's record will name: hours may lie between the two."""
+    return code_fingerprint(layout.root, cell.optimizer.kind) == cell.inputs.code
 
 
 def _stop(number: int, frame: FrameType | None) -> None:

@@ -178,7 +178,7 @@ def test_a_killed_trainer_node_and_driver_change_nothing(make: Maker, cluster: R
     (doomed,) = (node for node in nodes if psutil.Process(node.pid) in psutil.Process(another).parents())
     # Ray's processes of the node are killed; what trains there must not go on for long.
     cluster.kill(doomed)
-    wait_until(lambda: not psutil.pid_exists(another), 30)
+    wait_until(lambda: not psutil.pid_exists(another), 60)
     wait_until(lambda: running(here, step=20), START_S)
     at_work = set(running(here))
     driver.kill()
@@ -218,7 +218,7 @@ def test_ranks_die_with_their_node_and_the_cell_is_tried_again(make: Maker, clus
     slot = agent.parent()
     assert slot is not None
     slot.kill()
-    wait_until(lambda: not any(rank.is_running() for rank in ranks), 10)
+    wait_until(lambda: not any(rank.is_running() for rank in ranks), 60)
     told = driver.communicate(timeout=START_S)[0]
     assert driver.returncode == 3, told  # the other cells were left out
     lost, made = sorted(here.attempts(), key=lambda attempt: attempt["attempt"])

@@ -128,6 +128,18 @@ def test_what_comes_second_is_kept_beside_the_first(layout: Layout) -> None:
     assert len({held.attempt_id for held in own.records()}) == 3
 
 
+def test_a_late_finisher_takes_the_number_of_no_attempt_that_still_runs(layout: Layout) -> None:
+    first, second, own = reserve(layout, CELL, JOB), reserve(layout, CELL, JOB), CellScratch(layout, CELL)
+    for fence in (first, second):
+        begin(fence, progress=AttemptProgress(40, 300, 6.0, 36.0, 1, 0))
+    lost = record_lost(layout, first, "its node died")
+    late = finish(first)
+    promote(layout, first)
+    also_lost = record_lost(layout, second, "its node died")
+    assert also_lost is not None, "what it has cost is kept"
+    assert own.records() == [lost, also_lost, late]
+
+
 def test_an_attempt_that_is_known_from_hearing_alone_is_recorded(layout: Layout) -> None:
     heard, fence = reserve(layout, CELL, JOB), reserve(layout, CELL, JOB)
     begin(heard, progress=AttemptProgress(40, 300, 6.0, 36.0, 1, 0))
@@ -138,6 +150,22 @@ def test_an_attempt_that_is_known_from_hearing_alone_is_recorded(layout: Layout)
     assert lost is not None
     assert (lost.status, lost.final_step, lost.wall_seconds) == ("failed", 40, 36.0)
     assert record_lost(layout, reserve(layout, CELL, JOB), "it never began") is None
+
+
+def test_a_lost_attempt_is_charged_until_its_last_sign_of_life(layout: Layout) -> None:
+    loading, stepping = reserve(layout, CELL, JOB), reserve(layout, CELL, JOB)
+    begin(loading)
+    begin(stepping, progress=AttemptProgress(40, 300, 6.0, 36.0, 1, 0))
+    for fence in (loading, stepping):
+        (fence.attempt / "alive.json").write_text(json.dumps({"seconds": 90.0}))
+        heard = fence.seen()
+        assert heard is not None
+        fence.note(heard)
+    shutil.rmtree(stepping.attempt)  # it lay on the node
+    for fence, step in ((loading, 0), (stepping, 40)):
+        lost = record_lost(layout, fence, "its node died")
+        assert lost is not None
+        assert (lost.final_step, lost.wall_seconds, lost.cost_usd) == (step, 90.0, pytest.approx(0.09))
 
 
 def test_an_attempt_goes_on_from_the_furthest_checkpoint_of_any_other(layout: Layout) -> None:
