@@ -120,7 +120,7 @@ def test_an_arm_without_a_learning_rate_or_a_name_is_told_the_ways_on(layout: La
     params = load_params(layout.params)
     with pytest.raises(UsageError, match="on 'tiny'; `muon study new SLUG --kind tuning --challenger muon-svd"):
         resolve_optimizer(params, "tiny", "muon-svd")
-    with pytest.raises(UsageError, match="A new one is named under `optimizers:` in params.yaml"):
+    with pytest.raises(UsageError, match="A new one is named under `optimizers:` in params"):
         resolve_optimizer(params, "tiny", "mine")
 
 
