@@ -344,8 +344,8 @@ class Cluster:
             slot.stop()
         for slot, job in self._at_work.values():
             self.say(
-                f"muon: {job.name} goes on on {slot.node}, where an earlier run left it; nobody watches its cost: "
-                "`muon study run` of all cells follows it."
+                f"muon: {job.name} is still at work on {slot.node}, where an earlier run left it; nobody watches its "
+                "cost: `muon study run` of all cells follows it."
             )
         self.ray.shutdown()
         self._held.close()

@@ -227,6 +227,62 @@ def test_ranks_die_with_their_node_and_the_cell_is_tried_again(make: Maker, clus
     assert made["cost_usd"] == pytest.approx(2 * made["wall_seconds"] / 3600 * 2.8)
 
 
+HOLDER = """
+import ray
+ray.init(address={address!r}, namespace="others", log_to_driver=False)
+first = next(node for node in ray.nodes() if node["Alive"] and node["Resources"].get("GPU"))
+strategy = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(first["NodeID"], soft=False)
+@ray.remote(num_cpus=0, num_gpus=1, scheduling_strategy=strategy)
+class Holder:
+    def ready(self): return "held"
+held = Holder.remote()
+print(ray.get(held.ready.remote()), flush=True)
+input()
+"""
+"""Another job of the cluster: it holds the GPU of the node that is asked first."""
+
+
+def test_free_gpus_are_used_and_what_is_left_at_work_is_told_or_stopped(
+    make: Maker, cluster: Ray, tmp_path: Path
+) -> None:
+    here = make(tmp_path / "here", **declared(steps=5000))
+    for _ in range(2):
+        cluster.node(here)
+    environment = here.environment(**cluster.environment())
+    other = subprocess.Popen(
+        [sys.executable, "-c", HOLDER.format(address=cluster.address)], cwd=here.root, env=environment, text=True,
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+    )  # fmt: skip
+
+    def start(cell: str) -> subprocess.Popen[str]:
+        command = [sys.executable, "-m", "muonlab.cli", *on_ray(cluster, "--only", cell)]
+        return subprocess.Popen(command, cwd=here.root, env=environment, stderr=subprocess.PIPE, text=True)
+
+    try:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "held\n"
+        driver = start("muon-0")
+        wait_until(lambda: running(here), START_S)
+        driver.kill()
+        driver.communicate()
+    finally:
+        other.communicate("\n", timeout=60)
+    second = start("nolah-0")
+    wait_until(lambda: len(running(here)) == 2, START_S)
+    second.send_signal(signal.SIGINT)
+    assert "muon-0 is still at work on" in second.communicate(timeout=START_S)[1]
+    assert len(trainers(here.root)) == 1
+    limited = here.muon(
+        *on_ray(cluster, "--only", "nolah-1", "--max-cost", "0.000001"), check=False, **cluster.environment()
+    )
+    assert limited.returncode == 4, limited.stderr
+    assert "muon-0, left at work" in limited.stderr
+    wait_until(lambda: not trainers(here.root), 60)
+    stopped = next(attempt for attempt in here.attempts() if attempt["arm"] == "muon")
+    assert stopped["status"] == "abandoned"
+    assert stopped["cost_usd"] > 0
+
+
 def test_what_cannot_work_is_refused_in_a_sentence(make: Maker, cluster: Ray, ray_folder: Path, tmp_path: Path) -> None:
     here = make(tmp_path / "here", **declared())
     node = cluster.node(here)
