@@ -268,23 +268,25 @@ def test_a_run_ends_at_the_price_of_the_machine_and_when_it_is_stopped(make: Mak
     refused(ours.muon("study", "run", "--on", "pod", "-j", "2", check=False), "one run at a time", "remote stop pod")
     trainers = [p for p in psutil.process_iter(["cwd"]) if str(pod.checkout) in str(p.info["cwd"])]
     assert trainers
-    # Of somebody else, its number in the record of a run that ended.
-    other = subprocess.Popen(["sleep", "600"])
-    try:
-        ended = pod.runs()[0] / "process.json"
-        ended.write_text(json.dumps({**json.loads(ended.read_text()), "pid": other.pid}))
-        stopped = ours.muon("remote", "stop", "pod").stdout
-        assert "was stopped after" in stopped
-        assert "at $3,600.00 an hour" in stopped
-        assert other.poll() is None
-    finally:
-        other.kill()
-        other.wait()
+    stopped = ours.muon("remote", "stop", "pod").stdout
+    assert "was stopped after" in stopped
+    assert "at $3,600.00 an hour" in stopped
     wait_until(lambda: not any(process.is_running() for process in trainers))
     assert client.wait() == 130
     assert ours.ledger() == pod_ledger(pod)
     assert "abandoned" in {row["status"] for row in ours.ledger()}
-    assert "nothing runs there" in ours.muon("remote", "stop", "pod").stdout
+
+    # The number of the process that is over was given to somebody else's.
+    with subprocess.Popen(["sleep", "600"]) as other:
+        try:
+            record = pod.runs()[-1] / "process.json"
+            record.write_text(json.dumps({**json.loads(record.read_text()), "pid": other.pid}))
+            said = ours.muon("remote", "stop", "pod").stdout
+            lives = other.poll() is None
+        finally:
+            other.kill()
+    assert "nothing runs there" in said
+    assert lives
 
 
 def step_made(path: Path) -> bool:
