@@ -180,7 +180,8 @@ class Link:
 
 def _answer(line: bytes) -> dict[str, Any] | None:
     text = line.decode(errors="replace")
-    if not text.startswith(agent.MARK):
+    # A line without an end was cut off with its connection, which ssh's exit code tells.
+    if not (text.startswith(agent.MARK) and text.endswith("\n")):
         return None
     found: dict[str, Any] = json.loads(text.removeprefix(agent.MARK))
     return found
