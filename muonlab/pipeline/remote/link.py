@@ -21,7 +21,7 @@ from typing import IO, Any
 
 from muonlab.pipeline.layout import Layout
 from muonlab.pipeline.remote import agent
-from muonlab.pipeline.remote.places import CONNECT_S, Remote, alias, fingerprint, known_hosts
+from muonlab.pipeline.remote.places import OF_EVERY_CONNECTION, Remote, alias, fingerprint, known_hosts
 from muonlab.registry.errors import CellsFailedError, UsageError
 
 READ_AGENT = (
@@ -119,24 +119,13 @@ class Link:
         """For ssh. They come before, and so win over, a user's configuration."""
         its = self.remote
         chosen = {
+            **OF_EVERY_CONNECTION,
             "StrictHostKeyChecking": "yes",
             "UserKnownHostsFile": f'"{known_hosts(self.layout)}"',
-            "GlobalKnownHostsFile": "/dev/null",
             "HostKeyAlias": alias(its.name),
-            "CheckHostIP": "no",
-            "UpdateHostKeys": "no",
-            "BatchMode": "yes",
-            "ForwardAgent": "no",
-            "ForwardX11": "no",
-            "PermitLocalCommand": "no",
-            # A connection that is shared was checked by whoever opened it, against other keys.
-            "ControlMaster": "no",
-            "ControlPath": "none",
-            "ConnectTimeout": str(CONNECT_S),
             "ServerAliveInterval": "10",
             "ServerAliveCountMax": str(LOST_AFTER),
             "Port": str(its.port),
-            "LogLevel": "INFO",
         }
         key = ["-i", its.key_file, "-oIdentitiesOnly=yes"] if its.key_file is not None else []
         return [*(f"-o{name}={value}" for name, value in chosen.items()), *key]

@@ -34,6 +34,18 @@ RESERVED = ("local", "ray")
 """Names that `--on` gives another meaning, or may."""
 CONNECT_S = 10
 """The longest that a machine may take to answer."""
+OF_EVERY_CONNECTION = {
+    # Who answers is decided by the pinned key alone, and shown no question.
+    "GlobalKnownHostsFile": "/dev/null", "KnownHostsCommand": "none", "VerifyHostKeyDNS": "no",
+    "NoHostAuthenticationForLocalhost": "no", "CheckHostIP": "no", "UpdateHostKeys": "no", "BatchMode": "yes",
+    # A connection that is shared was checked by whoever opened it, against other keys.
+    "ControlMaster": "no", "ControlPath": "none",
+    # It carries one command of ours, and nothing else.
+    "RemoteCommand": "none", "PermitLocalCommand": "no", "ClearAllForwardings": "yes", "ForwardAgent": "no",
+    "ForwardX11": "no",
+    "ConnectTimeout": str(CONNECT_S), "LogLevel": "INFO",
+}  # fmt: skip
+"""Options of ssh that no configuration of a user's changes."""
 
 
 @explains
@@ -217,9 +229,8 @@ def offered_key(user: str, host: str, port: int) -> str:
     with tempfile.TemporaryDirectory() as folder:
         seen = Path(folder) / "known_hosts"
         options = {
-            "StrictHostKeyChecking": "accept-new", "UserKnownHostsFile": str(seen), "GlobalKnownHostsFile": "/dev/null",
-            "HashKnownHosts": "no", "HostKeyAlias": "it", "PreferredAuthentications": "none", "BatchMode": "yes",
-            "ConnectTimeout": str(CONNECT_S), "ControlPath": "none", "Port": str(port), "LogLevel": "INFO",
+            **OF_EVERY_CONNECTION, "StrictHostKeyChecking": "accept-new", "UserKnownHostsFile": str(seen),
+            "HashKnownHosts": "no", "HostKeyAlias": "it", "PreferredAuthentications": "none", "Port": str(port),
         }  # fmt: skip
         asked = subprocess.run(
             ["ssh", *(f"-o{key}={value}" for key, value in options.items()), "-T", f"{user}@{host}", "true"],
