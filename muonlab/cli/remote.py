@@ -22,31 +22,30 @@ def remote() -> None:
 @remote.command("add")
 @click.argument("name")
 @click.argument("address", metavar="USER@HOST")
-@click.option("--port", default=22, show_default=True, type=click.IntRange(1, 65535))
+@click.option("--port", type=click.IntRange(1, 65535), help="[default: 22]")
 @click.option("--key-file", type=click.Path(), help="Private key to log in with.  [default: what ssh tries by itself]")
 @click.option("--host-key", metavar="SHA256:...", help="The fingerprint that its provider shows; asked for without.")
-@click.option(
-    "--price-per-hour", default=0.0, type=click.FloatRange(0), help="Dollars, from the first set-up on, idle or not."
-)
-@click.option("--folder", default="muonlab-pod", show_default=True, help="Where all lies there, from the user's home.")
-@click.option("--python", default="python3", show_default=True, help="Python 3.11 or newer there.")
-@click.option("--prepared", is_flag=True, help="That Python has all packages already: no .venv is made.")
+@click.option("--price-per-hour", type=click.FloatRange(0), help="Dollars, from the first set-up on, idle or not.")
+@click.option("--folder", help="Where all lies there, from the user's home.  [default: muonlab-pod]")
+@click.option("--python", help="Python 3.11 or newer there.  [default: python3]")
+@click.option("--prepared/--not-prepared", default=None, help="That Python has all packages already: no .venv is made.")
 def remote_add(
     name: str,
     address: str,
-    port: int,
+    port: int | None,
     key_file: str | None,
     host_key: str | None,
-    price_per_hour: float,
-    folder: str,
-    python: str,
-    prepared: bool,
+    price_per_hour: float | None,
+    folder: str | None,
+    python: str | None,
+    prepared: bool | None,
 ) -> None:
     """Name a machine, and pin the host key by which it is known from then on.
 
     Its fingerprint is to be compared with what the provider shows, or with `ssh-keygen -lf
     /etc/ssh/ssh_host_ed25519_key.pub` in the provider's own console: a first answer proves nothing. Without a terminal
-    to ask at, --host-key is needed. A name that there is already is pinned anew. No password is ever asked for or kept.
+    to ask at, --host-key is needed. A name that there is already is pinned anew, and keeps
+    every option that is not given. No password is ever asked for or kept.
     """
     from pathlib import Path
 
@@ -57,6 +56,7 @@ def remote_add(
         alias,
         check_name,
         fingerprint,
+        hourly,
         offered_key,
         read_remotes,
         split_address,
@@ -68,9 +68,20 @@ def remote_add(
     user, host = split_address(address)
     if key_file is not None and not Path(key_file).is_file():
         raise UsageError(f"--key-file: there is no file {key_file}.")
+    held = read_remotes(layout).get(name)
+    given = {
+        "port": port,
+        "key_file": None if key_file is None else str(Path(key_file).resolve()),
+        "price_usd_per_hour": price_per_hour,
+        "folder": folder,
+        "python": python,
+        "prepared": prepared,
+    }
+    options = {} if held is None else held.model_dump(include=set(given))
+    options |= {option: value for option, value in given.items() if value is not None}
+    port = options.get("port", Remote.model_fields["port"].default)
     key = offered_key(user, host, port)
     shown = fingerprint(key)
-    held = read_remotes(layout).get(name)
     if host_key is not None:
         if host_key != shown:
             raise UsageError(
@@ -85,21 +96,12 @@ def remote_add(
         was = "" if held is None else f", where {fingerprint(held.host_key)} was pinned before"
         click.echo(f"{host} port {port} shows the host key {shown} ({key.split()[0]}){was}.", err=True)
         click.confirm("Is this what its provider shows?", abort=True, err=True)
-    added = Remote(
-        name=name,
-        user=user,
-        host=host,
-        port=port,
-        host_key=key,
-        key_file=None if key_file is None else str(Path(key_file).resolve()),
-        price_usd_per_hour=price_per_hour,
-        folder=folder,
-        python=python,
-        prepared=prepared,
-    )
+    added = Remote(name=name, user=user, host=host, host_key=key, **options)
     add_remote(layout, added)
+    price = hourly(added.price_usd_per_hour)
     click.echo(
-        f"{name}: {added.address}, pinned to {shown} as {alias(name)}; `muon doctor --remote {name}` looks at it."
+        f"{name}: {added.address}, {price}, pinned to {shown} as {alias(name)}; "
+        f"`muon doctor --remote {name}` looks at it."
     )
 
 

@@ -364,6 +364,16 @@ def test_a_machine_is_added_by_the_fingerprint_that_was_compared(ours: Repositor
     assert (ours.root / ".muonlab" / "known_hosts").read_text() == pinned
     assert not (pod.home / "pod").exists()
 
+    # Made anew, it keeps what is not told again: its price above all, without which no limit of cost holds.
+    before = ours.read(".muonlab/remotes.yaml")["pod"]
+    again = ours.muon(*pod.added()[:4], "--host-key", pod.fingerprint).stdout
+    assert "$3.60 an hour" in again
+    after = ours.read(".muonlab/remotes.yaml")["pod"]
+    assert {key for key in before if before[key] != after[key]} == {"host_key"}
+    ours.muon(*pod.added()[:4], "--price-per-hour", "0", "--not-prepared")
+    assert ours.read(".muonlab/remotes.yaml")["pod"] == {**after, "price_usd_per_hour": 0.0, "prepared": False}
+    refused(ours.muon("study", "run", "--on", "pod", "--max-cost", "2", check=False), "no price is known of pod")
+
     make_key(pod.home / "user")  # which the machine does not know
     add(ours, pod)
     refused(ours.muon("doctor", "--remote", "pod", check=False), "lets none of our keys in")

@@ -83,7 +83,12 @@ class Remote(Facts):
         if self.price_usd_per_hour == 0:
             return "no price was given for it"
         cost = seconds / 3600 * self.price_usd_per_hour
-        return f"{money(cost)} at {money(self.price_usd_per_hour)} an hour"
+        return f"{money(cost)} at {hourly(self.price_usd_per_hour)}"
+
+
+def hourly(price_usd: float) -> str:
+    """The price of an hour, for a reader."""
+    return f"{money(price_usd)} an hour" if price_usd else "no price given"
 
 
 def fingerprint(host_key: str) -> str:
@@ -120,8 +125,7 @@ class RemoteList(Answer):
         if not self.remotes:
             yield "No machine is named yet; `muon remote add NAME user@host` names one."
         for its in self.remotes:
-            price = f"{money(its.price_usd_per_hour)} an hour" if its.price_usd_per_hour else "no price given"
-            yield f"{its.name}  {its.address}, {price}"
+            yield f"{its.name}  {its.address}, {hourly(its.price_usd_per_hour)}"
             yield f"    host key {its.host_key}; {its.python}; everything in {its.folder}"
 
 

@@ -86,6 +86,12 @@ def run_there(layout: Layout, remote: Remote, slug: str, arguments: Sequence[str
     if study.provenance == "reported":
         raise UsageError(f"experiments/{slug}: its results were reported by others, so that nothing of it is run.")
     chosen_cells(study, only)
+    if max_cost_usd is not None and not remote.price_usd_per_hour:
+        raise UsageError(
+            f"--max-cost: no price is known of {remote.name}, so that its hours cannot be held against "
+            f"${max_cost_usd:.2f}; tell it by `muon remote add {remote.name} {remote.user}@{remote.host} "
+            "--price-per-hour DOLLARS`."
+        )
     check(layout, slug)
     if not override and read_registration(layout, slug) is None:
         refuse_closed(study, gate_states(layout, study), None, override=False)
