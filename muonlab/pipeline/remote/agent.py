@@ -40,8 +40,11 @@ MARK = "\x1emuonlab "
 """Begins every line of an answer: what a login shell prints before is passed over."""
 OLDEST = (3, 11)
 END_BYTES = 4096
+LOST = "its process ended without a word (killed, or the machine was restarted)"
 LINE_MOST = 1500
 """Characters of a last line that are kept with the end of a run."""
+STATUS_CODES = (0, 3, 5)
+"""Exit codes of a `muon study status` that has written its records: all is well, incomplete, contradictory."""
 LOOK_S = 0.2
 TELL_EVERY_S = 2.0
 PATIENCE_S = 30.0
@@ -173,10 +176,11 @@ def _state(folder: pathlib.Path) -> dict[str, Any]:
         "phase": "ended" if end or lost else _read(folder / "phase.json")["phase"],
         "lives": end is None and lives,
         "code": end["code"] if end else None,
-        "why": "its process ended without a word (killed, or the machine was restarted)" if lost else None,
+        "why": LOST if lost else None,
         **({"why": end["why"]} if end else {}),
         "seconds": end["seconds"] if end else _last_sign(folder, lives) - request["at"],
         "results": end["results"] if end else None,
+        "uncommitted": end.get("uncommitted") if end else LOST if lost else None,
         "brought": (folder / "brought").exists(),
         "log_bytes": (folder / "log").stat().st_size,
     }
@@ -242,7 +246,7 @@ def _start(place: _Place, request: dict[str, Any]) -> None:
     with (place.folder / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # of two that start at once, the second finds the first one's run
         if folders := place.run_folders():
-            last = _state(folders[-1])
+            last = _settled(folders[-1])  # the tree is laid out anew for the next run
             same = all(last[key] == request[key] for key in ("study", "commit", "arguments"))
             if last["lives"] or (same and last["results"] and not last["brought"]):
                 _tell({"there_is": last, "same": same})
@@ -325,6 +329,23 @@ def _stop(place: _Place, request: dict[str, Any]) -> None:
     _tell({"stopped": _state(folder), "lived": lived, "in_use_seconds": time.time() - since})
 
 
+def _settle(place: _Place, request: dict[str, Any]) -> None:
+    """Commit what the last run has left uncommitted, and tell where it stands."""
+    folder = place.run(request["run"])
+    with (place.folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # no other run may begin in its tree meanwhile
+        last = folder == place.run_folders()[-1]
+        _tell({"state": _settled(folder) if last else _state(folder)})
+
+
+def _settled(folder: pathlib.Path) -> dict[str, Any]:
+    state = _state(folder)
+    if state["uncommitted"]:
+        _Keeper(folder).settle(state)
+        return _state(folder)
+    return state
+
+
 def _brought(place: _Place, request: dict[str, Any]) -> None:
     (place.run(request["run"]) / "brought").touch()
     _tell({})
@@ -384,7 +405,7 @@ def _send(place: _Place, request: dict[str, Any]) -> None:
 
 _VERBS = {
     "hello": _hello, "runs": _runs, "prepare": _prepare, "start": _start, "follow": _follow, "stop": _stop,
-    "brought": _brought, "muon": _muon, "send": _send,
+    "settle": _settle, "brought": _brought, "muon": _muon, "send": _send,
 }  # fmt: skip
 
 
@@ -415,7 +436,7 @@ class _Keeper:
         """Set up, run, commit what came out, and write down how it ended."""
         signal.signal(signal.SIGTERM, self._note_stop)
         _write(self.folder / "process.json", _identity(os.getpid()) or {})
-        code, why, results = 3, None, None
+        code, why = 3, None
         try:
             self._set_up()
             study = self.request["study"]
@@ -427,14 +448,25 @@ class _Keeper:
             why = str(error)
         except OSError as error:
             why = f"{error.filename or self.folder} cannot be used ({error.strerror})"
-        self.within_limits = False  # what is left takes seconds, and what was paid for is to be kept
-        try:
-            results = self._commit(stopped=code in (130, 4))
-        except (RefusedError, OSError, _StoppedError) as error:
-            self._log(f"the results cannot be committed there: {error}\n".encode())
-        end = {"code": code, "why": (why or "")[:LINE_MOST] or None, "results": results}
-        self._write_end({**end, "seconds": time.monotonic() - self.began})
+        left = self._left(whole=code == 0)
+        self._write_end({"code": code, "why": (why or "")[:LINE_MOST] or None, **left, "seconds": self._seconds()})
         return code
+
+    def settle(self, state: dict[str, Any]) -> None:
+        """Commit what a run has left that could not do so itself, and write it down with how it ended."""
+        self._write_end({**{key: state[key] for key in ("code", "why", "seconds")}, **self._left(whole=False)})
+
+    def _seconds(self) -> float:
+        return time.monotonic() - self.began
+
+    def _left(self, *, whole: bool) -> dict[str, Any]:
+        """Commit what came out; return the `results`, or why what there may be is `uncommitted`."""
+        self.within_limits = False  # it takes seconds, and what was paid for is to be kept
+        try:
+            return {"results": self._commit(whole=whole), "uncommitted": None}
+        except (RefusedError, OSError) as error:
+            self._log(f"the results cannot be committed there: {error}\n".encode())
+            return {"results": None, "uncommitted": str(error)[:LINE_MOST]}
 
     def _note_stop(self, number: int, frame: object) -> None:
         self.asked_to_stop = True
@@ -457,14 +489,24 @@ class _Keeper:
         python = self.place.python(self.request)
         return self._command(phase, [python, "-m", "muonlab.cli", *arguments], self.place.checkout, python)
 
-    def _commit(self, *, stopped: bool) -> str | None:
-        """Commit ledger, lock files and reports and offer the commit; return its hash, None where nothing is new."""
+    def _commit(self, *, whole: bool) -> str | None:
+        """Commit ledger, lock files and reports and offer the commit; return its hash, None where nothing is new.
+
+        Raises RefusedError or OSError where that fails.
+        """
         place, request = self.place, self.request
-        if not (place.checkout / ".git").exists() or _git(place.checkout, "rev-parse", "HEAD") != request["commit"]:
+        if not place.is_set_up(request) or not (place.checkout / ".git").exists():
             return None
-        if stopped:  # brings the attempts that were cut off into the ledger
-            self._muon("recording", "study", "status", request["study"])
-        self._muon("committing", "commit", f"Results of {request['run']}")
+        # Its child is a commit that could not be offered, which is made anew.
+        if request["commit"] not in _git(place.checkout, "rev-list", "--parents", "--max-count=1", "HEAD").split():
+            return None
+        _git(place.checkout, "reset", "--quiet", "--soft", request["commit"])
+        if not whole:  # brings the attempts that were cut off into the ledger
+            code = self._muon("recording", "study", "status", request["study"])
+            if code not in STATUS_CODES:
+                raise RefusedError(f"`muon study status` failed with {code}: {self.refusal or self.last_line}")
+        if (code := self._muon("committing", "commit", f"Results of {request['run']}")) != 0:
+            raise RefusedError(f"`muon commit` failed with {code}: {self.refusal or self.last_line}")
         made = _git(place.checkout, "rev-parse", "HEAD")
         if made == request["commit"]:
             return None
@@ -474,6 +516,7 @@ class _Keeper:
     def _command(self, phase: str, command: list[str], cwd: pathlib.Path, python: str | None = None) -> int:
         """Run a command to its end, into the log; raises _StoppedError after ending it at a limit or when asked to."""
         _write(self.folder / "phase.json", {"phase": phase})
+        self.last_line = self.refusal = ""
         process = subprocess.Popen(
             command, cwd=cwd, env=self.place.environment(python or sys.executable), stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, process_group=0, preexec_fn=_die_with_keeper,
@@ -511,7 +554,7 @@ class _Keeper:
         if self.asked_to_stop:
             raise _StoppedError(130, "it was stopped by `muon remote stop`")
         price, limit = self.request["price_usd_per_hour"], self.request["max_cost_usd"]
-        spent = (time.monotonic() - self.began) / 3600 * price
+        spent = self._seconds() / 3600 * price
         if limit is not None and spent >= limit:
             raise _StoppedError(
                 4, f"the machine has cost ${spent:.2f} since set-up began, and --max-cost is ${limit:.2f}; what was "

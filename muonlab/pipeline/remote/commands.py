@@ -8,7 +8,7 @@ from muonlab.pipeline.doctor import Check, Doctor, State
 from muonlab.pipeline.layout import Layout
 from muonlab.pipeline.remote.link import Link
 from muonlab.pipeline.remote.places import Remote, fingerprint
-from muonlab.pipeline.remote.runs import LEAST_FOR_SETUP_GB, LEAST_GB, meter
+from muonlab.pipeline.remote.runs import LEAST_FOR_SETUP_GB, LEAST_GB, left_there, meter
 from muonlab.reporting.wording import duration
 
 Say = Callable[[str], None]
@@ -42,6 +42,8 @@ def say_meter(layout: Layout, remote: Remote, *, say: Say) -> bool:
         ended = "ended without a word" if last["code"] is None else f"ended with {last['code']}"
         home = "" if last["brought"] or not last["results"] else ", its results not yet brought home"
         say(f"{remote.name}: nothing runs; {last['run']} {ended} after {duration(last['seconds'])}{home}")
+        if last["uncommitted"]:
+            say(f"{remote.name}: {left_there(remote, last)}")
     if used is not None:
         say(f"{remote.name}: in use for {duration(used)}, {remote.spent(used)}, idle hours too")
     return bool(found["set_up"])

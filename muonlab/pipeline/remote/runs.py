@@ -51,7 +51,8 @@ class RemoteRun(Answer):
     commit: str
     """That was sent and run."""
     exit_code: int
-    """Of `muon study run` there; 4 also where the machine's own price reached --max-cost, 130 where it was stopped."""
+    """Of `muon study run` there; 4 also where the machine's own price reached --max-cost, 130 where it was stopped, 3
+    where what it trained is not committed."""
     why: str | None
     """The last sentence of a run that did not end with 0."""
     seconds: float
@@ -139,25 +140,36 @@ def stop_run(layout: Layout, remote: Remote) -> str:
     )
     spent = f"{duration(state['seconds'])} since its set-up began, {remote.spent(state['seconds'])}"
     if not answer["lived"]:
-        return f"{remote.name}: nothing runs there; the last run, {state['run']}, took {spent}. {paid}"
-    results = f" `muon remote follow {remote.name}` brings home what it has done." if state["results"] else ""
+        uncommitted = f" {left_there(remote, state)}" if state["uncommitted"] else ""
+        return f"{remote.name}: nothing runs there; the last run, {state['run']}, took {spent}.{uncommitted} {paid}"
+    left = state["results"] or state["uncommitted"]
+    results = f" `muon remote follow {remote.name}` brings home what it has done." if left else ""
     return f"{remote.name}: {state['run']} was stopped after {spent}.{results} {paid}"
 
 
 def _to_its_end(link: Link, state: dict[str, Any], say: Say) -> RemoteRun:
     state = _follow(link, state, say)
     remote = link.remote
-    brought = (
-        bring(link, state["study"], run=state["run"]) if state["results"] else ["It has left nothing that is not here."]
-    )
-    with contextlib.suppress(UnreachableError):  # then it comes once more, and finds itself here
-        link.ask("brought", run=state["run"])
+    if state["uncommitted"]:
+        with contextlib.suppress(UnreachableError):  # then it stays as it is, which is said
+            state = link.ask("settle", run=state["run"])["state"]
+    code = state["code"]
+    if state["uncommitted"]:
+        # A run that trained to its end and did not come home has not succeeded.
+        code = code or CellsFailedError.exit_code
+        brought = [left_there(remote, state)]
+    else:
+        brought = ["It has left nothing that is not here."]
+        if state["results"]:
+            brought = bring(link, state["study"], run=state["run"])
+        with contextlib.suppress(UnreachableError):  # then it comes once more, and finds itself here
+            link.ask("brought", run=state["run"])
     return RemoteRun(
         remote=remote.name,
         run=state["run"],
         study=state["study"],
         commit=state["commit"],
-        exit_code=CellsFailedError.exit_code if state["code"] is None else state["code"],
+        exit_code=CellsFailedError.exit_code if code is None else code,
         why=state["why"],
         seconds=state["seconds"],
         cost_usd=state["seconds"] / 3600 * state["price_usd_per_hour"],
@@ -201,6 +213,14 @@ def meter(remote: Remote, state: dict[str, Any]) -> str:
     return (
         f"{state['run']}, {state['phase']}, {duration(state['seconds'])} since its set-up began, "
         f"{remote.spent(state['seconds'])}"
+    )
+
+
+def left_there(remote: Remote, state: dict[str, Any]) -> str:
+    """What to do about a run that could not commit what it has trained, and why it could not."""
+    return (
+        f"What it trained lies there uncommitted ({state['uncommitted'].rstrip('.')}); give the same command again, or "
+        f"`muon remote follow {remote.name}`, before you end the machine."
     )
 
 
