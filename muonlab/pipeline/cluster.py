@@ -391,8 +391,8 @@ class Cluster:
             try:
                 there = self.ray.get(asked[node.id], timeout=SURVEY_S)
                 differs = there.get("error") or _difference(here, there)
-            except self.ray.exceptions.NodeDiedError:
-                continue
+            except (self.ray.exceptions.NodeDiedError, self.ray.exceptions.TaskUnschedulableError):
+                continue  # gone, though Ray may list it for some seconds more
             except self.ray.exceptions.RayError as error:
                 there, differs = {}, f"this project does not run there: {_first_line(error)}"
             if differs is None:

@@ -74,11 +74,15 @@ class Ray:
         node.wait()
 
     def stop(self) -> None:
-        for process in reversed(self.started):
+        self.end(self.started)
+
+    def end(self, processes: list[subprocess.Popen[bytes]]) -> None:
+        """End them, the last first."""
+        for process in reversed(processes):
             process.terminate()  # nothing, to one that has ended
-        for process in reversed(self.started):
+        for process in reversed(processes):
             try:
-                process.wait(30)
+                process.wait(60)
             except subprocess.TimeoutExpired:
                 self.kill(process)
 
