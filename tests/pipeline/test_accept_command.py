@@ -93,7 +93,8 @@ def test_a_bit_of_difference_carries_nothing_and_is_remembered(repository: Repos
     before = repository.ledger()
     done = repository.muon("accept", "--steps", "6", check=False)
     assert done.returncode == 5
-    (sentence,) = done.stdout.splitlines()
+    sentence, spent = done.stdout.splitlines()
+    assert spent.startswith("The comparison took ")
     assert sentence.startswith(f"{STUDY}: muon-0: at step 6 lr is 0.0065000006")
     assert "recorded 0.0065" in sentence
     assert sentence.endswith("the code here computes otherwise, and nothing is carried over.")
