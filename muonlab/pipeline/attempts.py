@@ -49,6 +49,9 @@ ALIVE_EVERY_S = 1.0
 SWEEP_S = 1.0
 """How long a trainer waits for a lock that is held: a sweep is over by then, another trainer is not."""
 
+LAUNCHER_ENDS_RANKS_S = 30.0
+"""How long a rank that fails waits to be ended by its launcher, which looks at its ranks every few seconds."""
+
 
 @dataclass(frozen=True)
 class Purpose:
@@ -256,6 +259,9 @@ def train_cell(
                 outcome = train(cell, data_dir, scratch.work, on_point=clock.point, on_progress=clock.progress)
         except BaseException as error:
             interrupted = isinstance(error, KeyboardInterrupt | SystemExit)
+            if not interrupted and purpose.device_count > 1:
+                # Another rank may have died: then their launcher ends this one within seconds, and knows why.
+                time.sleep(LAUNCHER_ENDS_RANKS_S)
             status: Status = "abandoned" if interrupted else "failed"
             name = type(error).__name__
             reason = f"interrupted ({name})" if interrupted else _reason(error, cell)
