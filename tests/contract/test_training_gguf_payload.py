@@ -38,6 +38,6 @@ def test_a_gguf_that_would_run_code_is_refused(head: bytes, tmp_path: Path, monk
     settings = WorkloadSettings(**{**TOY.model_dump(), "model": {"pretrained": "package:payload", "revision": "1.0"}})
     with pytest.raises(UsageError) as caught:
         models.build(settings, seed=0)
-    assert "package:payload" in str(caught.value)
+    assert "of payload is not a whole GGUF file" in str(caught.value)
     assert len(str(caught.value).splitlines()) == 1
     assert not (tmp_path / "ran").exists()

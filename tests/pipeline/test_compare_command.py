@@ -68,7 +68,7 @@ def refused(result, *said):
         ("arm,seed,loss\nmuon,0,2\nmuon,0,2.1\nnolah,0,2\n", BASE, ["line 3", "line 2"]),
         ("", BASE, ["the file is empty"]),
         ("\x00\x01", BASE, ["not a CSV file"]),
-        ("arm,seed,loss,status\nmuon,0,2,dne\n", BASE, ["unknown status 'dne'", "allowed"]),
+        ("arm,seed,loss,status\nmuon,0,2,dne\n", BASE, ["unknown status 'dne'", "Allowed"]),
         (None, ["--baseline", "muon"], ["--min-effect is missing"]),
         (None, ["--baseline", "muon", "--min-effect", "-1%"], ["--min-effect", "-1%"]),
         (None, ["--baseline", "muon", "--min-effect", "-0.1"], ["--min-effect", "positive"]),
