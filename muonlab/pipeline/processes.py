@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import ctypes
 import difflib
 import hashlib
 import os
 import platform
 import signal
 import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
@@ -18,9 +16,8 @@ from typing import Any, NamedTuple
 import psutil
 import yaml
 
+from muonlab.registry.parent import end_with_parent
 from muonlab.registry.record import Provenance
-
-PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 
 
 def die_with_parent(parent: int | None = None) -> None:
@@ -28,8 +25,7 @@ def die_with_parent(parent: int | None = None) -> None:
 
     With the number of the process that started it, it also ends now where that has died already.
     """
-    if sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    end_with_parent(signal.SIGKILL)
     if parent is not None and os.getppid() != parent:
         os.kill(os.getpid(), signal.SIGKILL)
 

@@ -19,9 +19,9 @@ from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
+from muonlab.registry.parent import end_with_parent
 from muonlab.tracking import pending
 from muonlab.tracking.markers import forget, running_attempts, tracking_uri, unsynced_attempts
-from muonlab.tracking.parent import end_with_parent
 from muonlab.tracking.process import EVERY_S, Sampler
 from muonlab.tracking.sync import Mirror
 

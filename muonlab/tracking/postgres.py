@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from muonlab.registry.errors import UsageError
-from muonlab.tracking.parent import end_with_parent
+from muonlab.registry.parent import end_with_parent
 
 PASSWORD = "MUONLAB_POSTGRES_PASSWORD"  # noqa: S105 - a variable's name
 ACCOUNT = "postgres"

@@ -29,7 +29,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from muonlab.registry.errors import MuonlabError, UsageError
-from muonlab.tracking.parent import end_with_parent
+from muonlab.registry.parent import end_with_parent
 from muonlab.tracking.postgres import Database, postgres, write_secret
 
 START_S = 180.0

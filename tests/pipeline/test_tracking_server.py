@@ -24,8 +24,8 @@ from conftest import Maker
 from tracking_attempts import STUDY, Attempt, environment, wait_for, whole_curve
 
 from muonlab.registry.errors import UsageError
+from muonlab.registry.parent import end_with_parent
 from muonlab.tracking import pending, start_follower, sync_once, tracking_uri
-from muonlab.tracking.parent import end_with_parent
 from muonlab.tracking.server import Address
 from muonlab.tracking.sync import Mirror
 
