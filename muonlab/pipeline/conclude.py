@@ -14,7 +14,6 @@ from pydantic import ValidationError
 
 from muonlab.pipeline.attempts import CellScratch
 from muonlab.pipeline.cells import CURRENT
-from muonlab.pipeline.collect import collect
 from muonlab.pipeline.evaluations import evaluate_folders, read_record
 from muonlab.pipeline.layout import Layout
 from muonlab.pipeline.resolve import find_workload, load_params, load_study
@@ -56,12 +55,11 @@ def evaluate_into(layout: Layout, slug: str) -> None:
     mark(folder, ".evaluated")
 
 
-def collect_into(layout: Layout, slug: str, place: str) -> None:
-    """Bring the ledger up to date, write registry.json, and show MLflow what it has not seen.
+def keep_snapshot(layout: Layout, snapshot: Snapshot, place: str) -> None:
+    """Write what was collected to reports/<place>/registry.json, and show MLflow what it has not seen.
 
     DVC holds the cells' outputs by now, so the scratch copies of finished cells are dropped here.
     """
-    snapshot = collect(layout, slug)
     folder = layout.reports(place)
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(folder / "registry.json", _spell(snapshot))

@@ -19,7 +19,7 @@ from typing import NamedTuple
 from muonlab.pipeline import doors, parts
 from muonlab.pipeline.attempts import CellScratch, Purpose
 from muonlab.pipeline.collect import collect
-from muonlab.pipeline.conclude import collect_into, is_current, judge_into, read_standing, report_into
+from muonlab.pipeline.conclude import is_current, judge_into, keep_snapshot, read_standing, report_into
 from muonlab.pipeline.declare import declared_params, has_results, refuse_uncommitted, register
 from muonlab.pipeline.fingerprint import write_fingerprints
 from muonlab.pipeline.layout import Layout
@@ -32,6 +32,7 @@ from muonlab.pipeline.selection import refuse_unpicked
 from muonlab.pipeline.tuning_checks import check_seeds, check_tuning, refuse_mixed, refuse_untuned
 from muonlab.registry.errors import OverBudgetError, UsageError
 from muonlab.registry.settings import Params
+from muonlab.registry.snapshot import Snapshot
 from muonlab.registry.study import Study
 from muonlab.reporting.standing import Standing
 from muonlab.reporting.wording import count
@@ -123,7 +124,7 @@ def run_study(
     began = time.monotonic()
     chosen = parts.chosen_cells(declared := load_study(layout, slug), only)
     if declared.provenance == "reported":
-        standing = report_without_dvc(layout, slug)
+        standing = report_without_dvc(layout, collect(layout, slug))
         return RunOutcome(standing, trained=0, restored=0, failed={}, seconds=time.monotonic() - began)
     params, study = check(layout, slug)
     if study.kind != "comparison":
@@ -163,7 +164,7 @@ def run_study(
     if state.failed or left or over_budget is not None:
         if only and over_budget is None:
             parts.take_over(layout, study, [key for key in chosen if key not in state.failed])
-        standing = report_without_dvc(layout, slug)
+        standing = report_without_dvc(layout, collect(layout, slug))
         if left:
             say(parts.left_text(standing, left))
     else:
@@ -238,9 +239,10 @@ def train_missing(
             raise
 
 
-def report_without_dvc(layout: Layout, slug: str) -> Standing:
-    """Collect, judge and report what there is of a study that is incomplete, or was not run here."""
-    collect_into(layout, slug, slug)
+def report_without_dvc(layout: Layout, snapshot: Snapshot) -> Standing:
+    """Judge and report what was collected of a study that is incomplete, or was not run here."""
+    slug = snapshot.study.slug
+    keep_snapshot(layout, snapshot, slug)
     standing = judge_into(layout, slug)
     report_into(layout, slug)
     return standing

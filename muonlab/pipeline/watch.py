@@ -52,15 +52,16 @@ def report_now(layout: Layout, slug: str) -> Standing:
     study = _comparison(layout, slug)
     if not is_prepared(layout, study):
         raise UsageError(f"{slug}: nothing of it has been prepared or run here yet; `muon study run {slug}` does both.")
+    snapshot = collect(layout, slug)
     judged = read_judged(layout.reports(slug))
     rests_on_runs = judged is not None and any(its.n for its in judged.summary.challengers.values())
-    if study.provenance == "run" and rests_on_runs and not collect(layout, slug).records:
+    if study.provenance == "run" and rests_on_runs and not snapshot.records:
         twin = f"{study.twin_of} --workload {slug.removeprefix(f'{study.twin_of}-')}" if study.twin_of else slug
         raise UsageError(
             f"reports/{slug}: its report is of runs that were made elsewhere, of which none is recorded here, so that "
             f"it is left as it is; `muon study run {twin}` makes them here."
         )
-    return report_without_dvc(layout, slug)
+    return report_without_dvc(layout, snapshot)
 
 
 def watch_study(
