@@ -201,7 +201,7 @@ def accept(layout: Layout, slug: str, *, steps: Steps, dry_run: bool, command: s
             raise UsageError(f"data/{study.workload}: not prepared for this code; without --dry-run it is prepared.")
         kept = doors.kept_outputs(seen, study)
         held = _whole_ledger(layout)
-        records = ended_attempts(layout)
+        records = ended_attempts(layout, held)
         cells = study_cells(seen, params, study)
         olds = _olds(seen, params, study, cells, records)
     outputs = _outputs(layout, study, olds, records, kept)

@@ -193,7 +193,8 @@ def make_plan(
     """
     params, study = check_names(layout, slug)
     chosen = set(chosen_cells(study, only))
-    records = ended_attempts(layout)
+    held = ledger.read(layout.ledger)
+    records = ended_attempts(layout, held)
     workload = params.workloads[study.workload]
     pace = Pace.of(records, study.workload, workload)
     steps = workload.settings.steps
@@ -208,7 +209,7 @@ def make_plan(
             f"The data of {study.workload} are not prepared here; the run prepares them first, and may then find that "
             "some of these cells need no training."
         )
-    older = older_digests(ledger.read(layout.ledger).acceptances)
+    older = older_digests(held.acceptances)
     digests = {digest for cell in cells for digest in (cell.digest, *older.get(cell.digest, []))}
     training = [cell for cell in running(layout, gpu=False).cells if cell.study == slug or cell.digest in digests]
     if now := sum(cell.digest in digests for cell in training):

@@ -27,6 +27,7 @@ from muonlab.pipeline.evaluations import read_record
 from muonlab.pipeline.layout import Layout
 from muonlab.registry import ledger
 from muonlab.registry.errors import UsageError, nearest
+from muonlab.registry.ledger import Ledger
 from muonlab.registry.record import RunRecord
 from muonlab.reporting.computing import computing_line
 from muonlab.reporting.wording import count, duration, money
@@ -197,15 +198,16 @@ def _spending(layout: Layout, cells: list[RunningCell]) -> list[StudySpending]:
     return spending
 
 
-def ended_attempts(layout: Layout) -> list[RunRecord]:
+def ended_attempts(layout: Layout, held: Ledger | None = None) -> list[RunRecord]:
     """Every attempt that has ended: the ledger's, and those of this machine that are not in it yet. Writes nothing.
 
-    Those that were killed are among them, whether or not their record was written since.
+    Those that were killed are among them, whether or not their record was written since. `held`: the ledger, where it
+    was read already.
     """
-    held = ledger.read(layout.ledger).records
-    known = {record.attempt_id for record in held}
+    recorded = (held or ledger.read(layout.ledger)).records
+    known = {record.attempt_id for record in recorded}
     new = (r for scratch in _scratches(layout) for r in (*scratch.records(), *scratch.killed_unless_held()))
-    return [*held, *(record for record in new if record.attempt_id not in known)]
+    return [*recorded, *(record for record in new if record.attempt_id not in known)]
 
 
 GPU_FIELDS = ("name", "utilization.gpu", "memory.used", "memory.total", "temperature.gpu", "power.draw")
