@@ -10,6 +10,7 @@ import click
 
 from muonlab.cli.group import Group
 from muonlab.cli.options import json_option, say
+from muonlab.cli.terminal import note
 
 remote_option = click.option("--remote", "remote", metavar="NAME", help="On this machine instead (`muon remote list`).")
 
@@ -141,7 +142,7 @@ def remote_follow(name: str, run: str | None, as_json: bool) -> None:
 
     layout = Layout.find()
     try:
-        answer = follow_run(layout, find_remote(layout, name), run, say=_note)
+        answer = follow_run(layout, find_remote(layout, name), run, say=note)
     except KeyboardInterrupt:
         _left_running(name)
     say(answer, as_json)
@@ -197,7 +198,7 @@ def run_on(
             only=only,
             override=override,
             max_cost_usd=max_cost,
-            say=_note,
+            say=note,
         )
     except KeyboardInterrupt:
         _left_running(name)
@@ -213,18 +214,11 @@ def command_there(name: str, arguments: Sequence[str]) -> NoReturn:
 
     layout = Layout.find()
     try:
-        sys.exit(muon_there(layout, find_remote(layout, name), arguments, say=click.echo, warn=_note))
+        sys.exit(muon_there(layout, find_remote(layout, name), arguments, say=click.echo, warn=note))
     except KeyboardInterrupt:
         sys.exit(0)
 
 
-def _note(text: str) -> None:
-    click.echo(text, err=True)
-
-
 def _left_running(name: str) -> NoReturn:
-    click.echo(
-        f"muon: no longer followed; {name} goes on: `muon remote follow {name}`, `muon remote stop {name}`.",
-        err=True,
-    )
+    note(f"muon: no longer followed; {name} goes on: `muon remote follow {name}`, `muon remote stop {name}`.")
     sys.exit(130)

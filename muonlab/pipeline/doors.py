@@ -174,9 +174,7 @@ def in_place(layout: Layout, study: Study) -> InPlace:
         (data,) = repo.stage.collect(f"data/dvc.yaml:prepare_data@{study.workload}")
         if data.changed():
             return InPlace(data=False, cells=set(), concluded=False)
-        stages = repo.stage.collect(str(layout.study(study.slug) / "dvc.yaml")) if study.kind == "comparison" else []
-        trains = {stage.name.removeprefix("train@"): stage for stage in stages if stage.name.startswith("train@")}
-        rest = [stage for stage in stages if not stage.name.startswith("train@")]
+        trains, rest = _stages(repo, layout, study) if study.kind == "comparison" else ({}, [])
         return InPlace(
             data=True,
             cells={key for key, stage in trains.items() if has(stage)},
@@ -187,9 +185,15 @@ def in_place(layout: Layout, study: Study) -> InPlace:
 def kept_outputs(layout: Layout, study: Study) -> set[str]:
     """Keys of the cells whose outputs are in place as the study's lock file has them, whatever they depend on."""
     with _repository(layout) as repo:
-        stages = repo.stage.collect(str(layout.study(study.slug) / "dvc.yaml"))
-        trains = {stage.name.removeprefix("train@"): stage for stage in stages if stage.name.startswith("train@")}
+        trains, _ = _stages(repo, layout, study)
         return {key for key, stage in trains.items() if not stage.changed_outs()}
+
+
+def _stages(repo: Any, layout: Layout, study: Study) -> tuple[dict[str, Any], list[Any]]:
+    """Of a study's grid the stages that train, by the key of their cell, and the others."""
+    stages = repo.stage.collect(str(layout.study(study.slug) / "dvc.yaml"))
+    trains = {stage.name.removeprefix("train@"): stage for stage in stages if stage.name.startswith("train@")}
+    return trains, [stage for stage in stages if not stage.name.startswith("train@")]
 
 
 @contextlib.contextmanager
