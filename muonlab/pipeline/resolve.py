@@ -62,9 +62,15 @@ def find_workload(params: Params, name: str, *, where: str = "params.yaml: workl
 
 def _kind(params: Params, arm: str, *, where: str) -> str:
     kind = params.optimizers[arm].get("kind", arm)
-    if not isinstance(kind, str) or kind not in optim.names():
+    if not isinstance(kind, str) or not _is_kind(kind):
         raise unknown_name(f"{where}: optimizers.{arm}.kind", "kind of optimizer", str(kind), optim.names())
     return kind
+
+
+@functools.cache
+def _is_kind(kind: str) -> bool:
+    """Whether there is a file for it; one command asks for the same few hundreds of times."""
+    return kind in optim.names()
 
 
 def unknown_optimizer(params: Params, arm: str, *, where: str) -> UsageError:

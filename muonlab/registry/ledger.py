@@ -11,8 +11,8 @@ reading verifies every line. The rules of a merge:
 - two attempts at one cell with different outcomes are both kept, and the cell is a conflict, unless both say of
   themselves that they repeat to rounding only and their losses agree that far: then the first counts.
 
-A line that git's history of the file holds and the file no longer does is put back, and reported. Nothing is
-remembered between two readings: all lines and all committed versions are looked at each time.
+A line that git's history of the file holds and the file no longer does is put back, and reported. All lines are
+verified and all committed versions compared each time; remembered is only what a version's content hashes to.
 """
 
 from __future__ import annotations
@@ -64,21 +64,25 @@ def to_line(row: RunRecord | Acceptance) -> str:
 
 def parse_line(line: str) -> RunRecord | Acceptance:
     """Return the row of a line; raises ValueError with the reason when the line is not what was written."""
+    return _parse(line.encode(errors="replace"))
+
+
+def _parse(line: bytes) -> RunRecord | Acceptance:
     record = _as_written(line)
-    return record if record is not None else _parse_slowly(line)
+    return record if record is not None else _parse_slowly(line.decode(errors="replace"))
 
 
-def _as_written(line: str) -> RunRecord | None:
+def _as_written(line: bytes) -> RunRecord | None:
     """The record of a line that is spelled as `to_line` spells it and hashes to what it states; None for any other.
 
     The hashed text is then the line without its hash, so that nothing need be spelled again to verify it.
     """
     stated = _STATED.search(line)
     # Canonical JSON knows no NaN, which the reader of records would let pass.
-    if stated is None or "NaN" in line or "Infinity" in line:
+    if stated is None or b"NaN" in line or b"Infinity" in line:
         return None
     text = line[: stated.start()] + line[stated.end() :]
-    if hashlib.sha256(text.encode()).hexdigest() != stated[1]:
+    if hashlib.sha256(text).hexdigest().encode() != stated[1]:
         return None
     try:
         record = RunRecord.model_validate_json(text)
@@ -87,7 +91,7 @@ def _as_written(line: str) -> RunRecord | None:
     return record if "schema_version" in record.model_fields_set else None
 
 
-_STATED = re.compile(r',"sha256":"([0-9a-f]{64})"')
+_STATED = re.compile(rb',"sha256":"([0-9a-f]{64})"')
 
 
 def _parse_slowly(line: str) -> RunRecord | Acceptance:
@@ -135,7 +139,7 @@ def _read(path: Path, content: bytes) -> Ledger:
             if not line.strip():
                 continue
             try:
-                record = parse_line(line.decode(errors="replace"))
+                record = _parse(line)
             except ValueError as error:
                 findings.append(f"{path.name} line {number} {error}.")
                 continue
@@ -189,19 +193,30 @@ def content_sha256(path: Path) -> str:
 def lost_lines(path: Path, content: bytes) -> list[str]:
     """Lines of committed versions of the ledger that its `content` has not, oldest first; none outside git.
 
-    A version with which the content begins has none of them and is not read.
+    A version with which the content begins has none of them and is not read, nor is one whose lines are all in such.
     """
     found: list[list[bytes]] = []
     # The last few that were read: most often, what an older version is the beginning of.
     texts: deque[bytes] = deque(maxlen=KEPT_VERSIONS)
+    known = versions.newest_first(path)
+    memory = versions.Memory(path)
+    begun = memory.begun_by(content, known)
+    newest = max(begun, key=lambda version: version.size, default=None)
     held: set[bytes] = set()
-    for version in versions.newest_first(path):
-        if version.begins(content) or any(version.begins(text) for text in texts):
+    committed: set[bytes] = set()
+    for version in known:
+        if version in begun or memory.is_within(version, begun) or any(version.begins(text) for text in texts):
             continue
         text = versions.read_version(path, version)
         texts.append(text)
+        rows = {line: None for line in text.split(b"\n") if line.startswith(b"{")}
         held = held or set(content.split(b"\n"))
-        found.append([line for line in text.split(b"\n") if line.startswith(b"{") and line not in held])
+        found.append([line for line in rows if line not in held])
+        if newest is not None:
+            committed = committed or set(content[: newest.size].split(b"\n"))
+            if rows.keys() <= committed:
+                memory.add_within(version, newest)
+    memory.save()
     lines = dict.fromkeys(line for version_lines in reversed(found) for line in version_lines)
     return [line.decode(errors="replace") for line in lines]
 

@@ -4,17 +4,23 @@ Git names a version by a hash of its content,
 
     id = SHA-1("blob <size>\\0" + content)        (SHA-256 in a repository that uses it)
 
-so whether a text begins with a version is told by hashing as much of the text. Merges are followed into all their
-parents: also a version that a merge dropped is one. Outside git, and before the first commit, there is none.
-Source: Chacon and Straub, Pro Git (2014), 10.2 Git Objects.
+so whether a text begins with a version is told by hashing as much of the text. The size in front makes that one pass
+over the text for each version; the SHA-256 of the content alone, remembered once git's has matched, takes one for all.
+A name never means another content: what is remembered cannot get out of date, and is found out again when it is gone.
+Merges are followed into all their parents: also a version that a merge dropped is one. Outside git, and
+before the first commit, there is none. Source: Chacon and Straub, Pro Git (2014), 10.2 Git Objects.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 import subprocess
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
+
+from muonlab.registry.files import write_atomically
 
 NEWLINE = ord("\n")
 
@@ -53,6 +59,72 @@ def newest_first(path: Path) -> list[Version]:
         return []
     sizes = _git(path, "cat-file", "--batch-check", stdin=asked.encode()).decode().splitlines()
     return [Version(found[0], int(found[2])) for line in sizes if (found := line.split())[1] == "blob"]
+
+
+class Memory:
+    """What was found out of a file's versions, in `<file>.versions` beside it.
+
+    Of each: the SHA-256 of its content, once a text was seen that begins with it, or another version that has all of
+    its lines.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path.with_suffix(".versions")
+        found = _read_mapping(self._path)
+        self._sha256 = found.get("sha256", {})
+        self._within = found.get("within", {})
+        self._changed = False
+
+    def begun_by(self, content: bytes, known: Iterable[Version]) -> set[Version]:
+        """Those of the versions with which `content` begins."""
+        fitting = [version for version in known if version.size <= len(content)]
+        hashes = _sha256_of_beginnings(content, {version.size for version in fitting})
+        begun = set()
+        for version in fitting:
+            sha256 = hashes[version.size]
+            if version.id in self._sha256:
+                if self._sha256[version.id] == sha256:
+                    begun.add(version)
+            elif version.begins(content):
+                begun.add(version)
+                self._sha256[version.id] = sha256
+                self._changed = True
+        return begun
+
+    def add_within(self, version: Version, larger: Version) -> None:
+        """Remember that all lines of the one are lines of the other."""
+        self._within[version.id] = larger.id
+        self._changed = True
+
+    def is_within(self, version: Version, larger: Iterable[Version]) -> bool:
+        """Whether all lines of the one are known to be lines of one of the others."""
+        return self._within.get(version.id) in {each.id for each in larger}
+
+    def save(self) -> None:
+        """Write what is new."""
+        if self._changed:
+            text = json.dumps({"sha256": self._sha256, "within": self._within})
+            write_atomically(self._path, text, durable=False)
+            self._changed = False
+
+
+def _read_mapping(path: Path) -> dict[str, dict[str, str]]:
+    """What was remembered; nothing where it was damaged."""
+    try:
+        found = json.loads(path.read_bytes())
+        return {str(key): dict(found[key]) for key in found}
+    except (OSError, ValueError, TypeError):
+        return {}
+
+
+def _sha256_of_beginnings(text: bytes, sizes: Iterable[int]) -> dict[int, str]:
+    """Size -> SHA-256 of as much of the text."""
+    digest, at, found = hashlib.sha256(), 0, {}
+    view = memoryview(text)
+    for size in sorted(sizes):
+        digest.update(view[at:size])
+        at, found[size] = size, digest.copy().hexdigest()
+    return found
 
 
 def read_version(path: Path, version: Version) -> bytes:

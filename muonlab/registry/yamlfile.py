@@ -6,6 +6,7 @@ them), a key that stands twice (YAML would silently keep the last), anything but
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import functools
 import re
@@ -19,19 +20,19 @@ from muonlab.registry.errors import UsageError
 
 MAX_BYTES = 1_000_000
 """A declaration is a few kilobytes; a file beyond this is not one."""
+PLAIN_WIDTH, PLAIN_BRACKETS = 500, 500
+"""A block begins to the right of the one around it, and a bracket opens one level: both bound the nesting."""
 
 
-class _StrictLoader(yaml.SafeLoader):
-    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
-        if self.check_event(yaml.AliasEvent):
-            event = self.peek_event()  # type: ignore[no-untyped-call]
-            raise yaml.constructor.ConstructorError(None, None, "aliases are not allowed here", event.start_mark)
-        return super().compose_node(parent, index)
-
+class _NoDoubleKeys(yaml.constructor.SafeConstructor):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         seen: set[object] = set()
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)
+            if not isinstance(key, Hashable):
+                raise yaml.constructor.ConstructorError(
+                    None, None, "a key must be a plain value, not a list or a mapping", key_node.start_mark
+                )
             if key in seen:
                 raise yaml.constructor.ConstructorError(
                     None, None, f"the key {key!r} stands twice", key_node.start_mark
@@ -40,16 +41,36 @@ class _StrictLoader(yaml.SafeLoader):
         return super().construct_mapping(node, deep=deep)
 
 
+class _StrictLoader(_NoDoubleKeys, yaml.SafeLoader):
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            event = self.peek_event()  # type: ignore[no-untyped-call]
+            raise yaml.constructor.ConstructorError(None, None, "aliases are not allowed here", event.start_mark)
+        return super().compose_node(parent, index)
+
+
+class _QuickLoader(_NoDoubleKeys, getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
+    """libyaml's. It resolves aliases before anybody can refuse them, and recurses in C without a limit."""
+
+
 # YAML 1.2, which DVC writes and people mean, reads 1e-05 as a number; PyYAML's 1.1 wants a point in it.
-_StrictLoader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?\d+[eE][-+]?\d+$"), list("-+0123456789")
-)
+for _loader in (_StrictLoader, _QuickLoader):
+    _loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?\d+[eE][-+]?\d+$"), list("-+0123456789"))
+
+
+def _is_plain(text: str) -> bool:
+    """Whether there can be no alias in it, and no nesting but a shallow one."""
+    widest = max(map(len, text.splitlines()), default=0)
+    return "*" not in text and widest <= PLAIN_WIDTH and text.count("[") + text.count("{") <= PLAIN_BRACKETS
 
 
 @functools.lru_cache(maxsize=256)
 def _parse(text: str) -> Any:
     """The content of a text; one command reads the same declarations again for each study that names them."""
-    return yaml.load(text, Loader=_StrictLoader)  # noqa: S506 - a SafeLoader, made stricter
+    if _is_plain(text):
+        with contextlib.suppress(yaml.YAMLError, RecursionError):
+            return yaml.load(text, Loader=_QuickLoader)  # noqa: S506 - a SafeLoader, made stricter
+    return yaml.load(text, Loader=_StrictLoader)  # noqa: S506 - as above, and it says best what is wrong
 
 
 def read_yaml(path: Path, *, where: str | None = None) -> dict[str, Any]:

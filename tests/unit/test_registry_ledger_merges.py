@@ -117,6 +117,46 @@ def test_of_a_file_that_has_only_grown_no_old_version_is_read(git: Git) -> None:
     assert not any(version.begins(shorter) for version in known)
 
 
+@pytest.mark.parametrize("memory", ["kept", "lost", "damaged", "of another form"])
+def test_what_is_remembered_of_old_versions_changes_no_answer(git: Git, memory: str) -> None:
+    for rows in range(1, 4):
+        git.holds(*range(rows))
+    git("switch", "-c", "side")
+    git.holds(0, 1, 2, 9)
+    git("switch", "main")
+    git.holds(0, 1, 2, 3)
+    git.holds(0, 1, 2, 3, 9)
+    git("merge", "--strategy", "ours", "-m", "both", "side")
+    content = git.path.read_bytes()
+    known = versions.newest_first(git.path)
+    assert ledger.lost_lines(git.path, content) == []
+    remembered = git.path.with_suffix(".versions")
+    (side,) = json.loads(remembered.read_text())["within"]
+    if memory == "lost":
+        remembered.unlink()
+    elif memory == "damaged":
+        remembered.write_bytes(remembered.read_bytes()[:100])
+    elif memory == "of another form":
+        remembered.write_text('{"sha256": [1]}')
+    lines = content.splitlines(keepends=True)
+    for kept in (lines, [*lines, b"{}\n"], lines[:3], [*lines[:2], *lines[3:]], lines[:-1], lines[::-1], []):
+        text = b"".join(kept)
+        begun = versions.Memory(git.path).begun_by(text, known)
+        assert begun == {version for version in known if version.begins(text)}
+        lost = {line.decode().strip() for line in lines if line not in kept}
+        assert set(ledger.lost_lines(git.path, text)) == lost
+    assert side in {version.id for version in known}
+
+
+def test_a_version_whose_lines_are_all_in_a_later_one_is_read_once(git: Git, monkeypatch: pytest.MonkeyPatch) -> None:
+    git.holds(0, 1)
+    git.holds(1, 0)
+    git.holds(1, 0, 2)
+    assert ledger.lost_lines(git.path, git.path.read_bytes()) == []
+    monkeypatch.setattr(versions, "read_version", lambda *_: pytest.fail("it was read again"))
+    assert ledger.lost_lines(git.path, git.path.read_bytes()) == []
+
+
 @given(history=st.lists(st.lists(st.integers(0, 4), max_size=5, unique=True), max_size=5))
 @settings(max_examples=15, deadline=None)
 def test_whatever_was_ever_committed_is_held_after_an_append(
