@@ -42,9 +42,6 @@ rehearsals: setup  ## run the tiny twin of each study that costs money (half an 
 test: setup lint types imports  ## lint, types, import rules and every test
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-test-cluster: setup  ## the tests on a real Ray cluster on loopback (eight minutes)
-	MUONLAB_CLUSTER=1 $(BIN)/python -m pytest tests/pipeline/test_cluster_runs.py
-
 quick: setup  ## the tests that take seconds
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m 'not slow'
 
@@ -89,4 +86,4 @@ tracking: setup  ## MLflow on PostgreSQL, for several machines (docs/tracking.md
 ui: setup  ## open MLflow on 127.0.0.1:5000
 	$(BIN)/muon ui
 
-.PHONY: help setup study smollm2 rehearsals test test-cluster quick lint types imports format bench chaos figures docs screenshots tracking ui
+.PHONY: help setup study smollm2 rehearsals test quick lint types imports format bench chaos figures docs screenshots tracking ui

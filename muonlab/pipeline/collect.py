@@ -46,10 +46,11 @@ EXPERIMENT_SNAPSHOT = "reports/exp/registry.json"
 """Where an experiment's commit holds the snapshot with its cell's record."""
 
 
-def collect(layout: Layout, slug: str, *, sweep: bool = True) -> Snapshot:
+def collect(layout: Layout, slug: str, *, sweep: bool = True, anew: bool = True) -> Snapshot:
     """Bring the ledger up to date and return the snapshot of the study `slug`.
 
     `sweep`: attempts that were killed are recorded in `scratch/` on the way; without it nothing is written there.
+    `anew`: nothing that was remembered of the ledger's committed versions is trusted.
     What others report is read from beside its declaration, and leaves the ledger alone. Raises UsageError for a
     declaration that cannot be read; what is wrong with the evidence goes into the snapshot's findings.
     """
@@ -60,7 +61,7 @@ def collect(layout: Layout, slug: str, *, sweep: bool = True) -> Snapshot:
     check_study(params, study)
     check_tuning(layout, study)
     findings: list[str] = []
-    held = ledger.append(layout.ledger, _all_records(layout, findings, sweep=sweep))
+    held = ledger.append(layout.ledger, _all_records(layout, findings, sweep=sweep), anew=anew)
     # In an order of their own: that of the lines is another one in a clone that has merged them otherwise.
     known = sorted(held.records, key=lambda r: (r.started_at, r.attempt_id))
     older = older_digests(held.acceptances)

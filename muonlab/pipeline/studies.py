@@ -427,7 +427,7 @@ class StudyStatus(Answer):
 
 def status_of(layout: Layout, slug: str) -> StudyStatus:
     """Look at all the evidence of a study again: ledger, git history, scratch, outputs."""
-    snapshot = collect(layout, slug)
+    snapshot = collect(layout, slug, anew=False)
     cells = []
     tuning = snapshot.study.kind == "tuning"
     points = [point for _, _, point in declared_grid(snapshot.study)] if tuning else [{}] * len(snapshot.cells)

@@ -12,7 +12,8 @@ reading verifies every line. The rules of a merge:
   themselves that they repeat to rounding only and their losses agree that far: then the first counts.
 
 A line that git's history of the file holds and the file no longer does is put back, and reported. All lines are
-verified and all committed versions compared each time; remembered is only what a version's content hashes to.
+verified and all committed versions compared each time. What was found out of a version is remembered for commands
+that only look (`anew=False`); what a verdict rests on is found out again.
 """
 
 from __future__ import annotations
@@ -190,16 +191,17 @@ def content_sha256(path: Path) -> str:
     return hashlib.sha256(b"".join(line + b"\n" for line in sorted(lines))).hexdigest()
 
 
-def lost_lines(path: Path, content: bytes) -> list[str]:
+def lost_lines(path: Path, content: bytes, *, anew: bool = True) -> list[str]:
     """Lines of committed versions of the ledger that its `content` has not, oldest first; none outside git.
 
     A version with which the content begins has none of them and is not read, nor is one whose lines are all in such.
+    `anew`: nothing is trusted that an earlier call has remembered of the versions.
     """
     found: list[list[bytes]] = []
     # The last few that were read: most often, what an older version is the beginning of.
     texts: deque[bytes] = deque(maxlen=KEPT_VERSIONS)
     known = versions.newest_first(path)
-    memory = versions.Memory(path)
+    memory = versions.Memory(path, anew=anew)
     begun = memory.begun_by(content, known)
     newest = max(begun, key=lambda version: version.size, default=None)
     held: set[bytes] = set()
@@ -221,18 +223,18 @@ def lost_lines(path: Path, content: bytes) -> list[str]:
     return [line.decode(errors="replace") for line in lines]
 
 
-def append(path: Path, records: Iterable[RunRecord | Acceptance]) -> Ledger:
+def append(path: Path, records: Iterable[RunRecord | Acceptance], *, anew: bool = True) -> Ledger:
     """Merge rows into the ledger file, put back committed lines that vanished, and return what it now holds.
 
-    Nothing that stands in the file is ever rewritten. The findings name edited lines, restored lines and
-    attempts whose content differs from what the ledger holds.
+    Nothing that stands in the file is ever rewritten; `anew` is that of `lost_lines`. The findings name edited lines,
+    restored lines and attempts whose content differs from what the ledger holds.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(path.with_suffix(".lock")):
         content = path.read_bytes() if path.exists() else b""
         # Git and its hashes run outside Python's lock, beside the parsing of lines.
         with ThreadPoolExecutor(max_workers=1) as beside:
-            lost = beside.submit(lost_lines, path, content)
+            lost = beside.submit(lost_lines, path, content, anew=anew)
             ledger = _read(path, content)
         known = {record.attempt_id: record for record in ledger.records}
         findings = list(ledger.findings)

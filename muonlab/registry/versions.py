@@ -65,12 +65,12 @@ class Memory:
     """What was found out of a file's versions, in `<file>.versions` beside it.
 
     Of each: the SHA-256 of its content, once a text was seen that begins with it, or another version that has all of
-    its lines.
+    its lines. `anew`: what stands there is not trusted, and replaced.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, anew: bool) -> None:
         self._path = path.with_suffix(".versions")
-        found = _read_mapping(self._path)
+        found = {} if anew else _read_mapping(self._path)
         self._sha256 = found.get("sha256", {})
         self._within = found.get("within", {})
         self._changed = False

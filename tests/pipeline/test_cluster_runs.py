@@ -27,10 +27,7 @@ from conftest import STUDY, TOY_PARAMS, TOY_STUDY, Maker, Repository
 from ray_nodes import START_S, Ray, wait_until
 
 pytest.importorskip("ray", reason="the extra `cluster` is not installed")
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif("MUONLAB_CLUSTER" not in os.environ, reason="eight minutes; `make test-cluster` runs them"),
-]
+pytestmark = pytest.mark.slow
 
 GRID = f"experiments/{STUDY}/dvc.yaml"
 

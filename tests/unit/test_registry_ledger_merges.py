@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 import subprocess
@@ -141,10 +142,10 @@ def test_what_is_remembered_of_old_versions_changes_no_answer(git: Git, memory: 
     lines = content.splitlines(keepends=True)
     for kept in (lines, [*lines, b"{}\n"], lines[:3], [*lines[:2], *lines[3:]], lines[:-1], lines[::-1], []):
         text = b"".join(kept)
-        begun = versions.Memory(git.path).begun_by(text, known)
+        begun = versions.Memory(git.path, anew=False).begun_by(text, known)
         assert begun == {version for version in known if version.begins(text)}
         lost = {line.decode().strip() for line in lines if line not in kept}
-        assert set(ledger.lost_lines(git.path, text)) == lost
+        assert set(ledger.lost_lines(git.path, text, anew=False)) == lost
     assert side in {version.id for version in known}
 
 
@@ -154,7 +155,22 @@ def test_a_version_whose_lines_are_all_in_a_later_one_is_read_once(git: Git, mon
     git.holds(1, 0, 2)
     assert ledger.lost_lines(git.path, git.path.read_bytes()) == []
     monkeypatch.setattr(versions, "read_version", lambda *_: pytest.fail("it was read again"))
-    assert ledger.lost_lines(git.path, git.path.read_bytes()) == []
+    assert ledger.lost_lines(git.path, git.path.read_bytes(), anew=False) == []
+
+
+def test_what_was_remembered_hides_nothing_from_who_looks_anew(git: Git) -> None:
+    git.holds(0, 1)
+    git.holds(1, 0)
+    content = git.path.read_bytes()
+    assert ledger.lost_lines(git.path, content) == []
+    remembered = git.path.with_suffix(".versions")
+    forged = json.loads(remembered.read_text())
+    (newest,) = (version for version in versions.newest_first(git.path) if version.begins(content))
+    short = content.splitlines(keepends=True)[0] + b"x" * (newest.size - len(content.splitlines(keepends=True)[0]))
+    forged["sha256"][newest.id] = hashlib.sha256(short).hexdigest()
+    remembered.write_text(json.dumps(forged))
+    assert ledger.lost_lines(git.path, short, anew=False) == []
+    assert ledger.lost_lines(git.path, short) == [ledger.to_line(record(0))]
 
 
 @given(history=st.lists(st.lists(st.integers(0, 4), max_size=5, unique=True), max_size=5))
