@@ -59,7 +59,7 @@ format: setup  ## rewrite the code in the house's format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# ONLY=optim, stats, ledger, train, data, or e.g. optim.exact
+# ONLY=optim, stats, ledger, train, data, cluster, or e.g. optim.exact
 bench: setup  ## speed against named peers, as ratios (ONLY=optim: a part)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check $(CONSTRAINTS) -e '.[bench]' || \
 	  echo "bench: heavyball or pytorch_optimizer could not be installed; their rows say so"

@@ -19,6 +19,7 @@ SUITES = {
     "ledger": "benchmarks.ledger",
     "train": "benchmarks.train",
     "data": "benchmarks.data",
+    "cluster": "benchmarks.cluster",
 }
 FOLDER = Path("build/bench")
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")

@@ -1,16 +1,15 @@
 """What the driver of a cluster spends on a cell, and whether the planned schedule is the real one.
 
-    python -m benchmarks.cluster [--cells 2000] [--seconds 0.25] [--slots 8]
+    driver                 processor time of the driver a cell, and by how much the makespan of all cells differs from
+                           the one that `muonlab.pipeline.schedule` plans with the start-up of a cell that a run of
+                           a tenth of them has measured
 
 A real Ray cluster on loopback, the real driver with its fences, records and promotions, and pretended cells: their
-slots sleep (between half and one and a half times `--seconds`) and leave a record with a bundle of a few bytes. Printed
-are the driver's processor seconds a cell, and the makespan beside the one that `muonlab.pipeline.schedule` gives with
-the start-up of a cell as a first run of a tenth of the cells measured it.
+slots sleep, a second on average, and leave a record with a bundle of a few bytes. Takes six minutes.
 """
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import json
 import os
@@ -19,9 +18,11 @@ import shutil
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from benchmarks.harness import Row
 from muonlab.pipeline import cluster_node
 from muonlab.pipeline.attempts import BUNDLE_FILES, AttemptProgress, Purpose
 from muonlab.pipeline.cluster import Cluster
@@ -38,7 +39,9 @@ from muonlab.registry.settings import WorkloadSettings
 
 PROJECT = Path(__file__).parents[1]
 LENGTH = "pretended_seconds"
-SAYS = "What the driver of a cluster spends on a cell, and whether the planned schedule is the real one."
+CELLS, SECONDS, SLOTS = 2000, 1.0, 8
+GOAL_MS = 20.0
+GOAL_PERCENT = 10.0
 
 
 class PretendSlot(cluster_node.Slot):
@@ -122,43 +125,40 @@ def run(place: Cluster, work: list[Job]) -> tuple[float, float]:
     return time.monotonic() - began, time.process_time() - used
 
 
-def main() -> None:
-    """Start the cluster, run twice, print."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.cluster", description=(__doc__ or "").partition("\n")[0]
-    )
-    parser.add_argument("--cells", type=int, default=2000)
-    parser.add_argument("--seconds", type=float, default=0.25, help="mean of a cell's")
-    parser.add_argument("--slots", type=int, default=8)
-    options = parser.parse_args()
+def driver() -> Iterator[Row]:
+    """Start a cluster, train a tenth of the cells, and then all of them."""
     sys.path.insert(0, str(PROJECT / "tests" / "pipeline"))
     from conftest import STUDY, make_repository
     from ray_nodes import Ray
 
-    folder = Path(tempfile.mkdtemp(prefix="mb", dir="/tmp"))
+    folder = Path(tempfile.mkdtemp(prefix="mb", dir="/tmp"))  # short: the name of a socket has 107 letters
     repository = make_repository(folder / "repository")
     cluster = Ray(folder, code=PROJECT)
     rng = random.Random(0)  # noqa: S311 - lengths of pretended cells
+    lengths = [SECONDS * rng.uniform(0.5, 1.5) for _ in range(CELLS)]
+    few = lengths[: CELLS // 10]
     try:
-        cluster.node(repository, gpus=options.slots)
+        cluster.node(repository, gpus=SLOTS)
         os.environ.update(cluster.environment())
         layout = Layout.find(repository.root)
         study = load_study(layout, STUDY)
         with contextlib.closing(PretendCluster(layout, study, ["muon"], cluster.address, 1, print)) as place:
-            lengths = [options.seconds * rng.uniform(0.5, 1.5) for _ in range(options.cells)]
-            few = lengths[: max(options.slots, options.cells // 10)]
-            wall, _ = run(place, jobs(STUDY, few, first=0))
-            start = (wall * options.slots - sum(few)) / len(few)
-            wall, used = run(place, jobs(STUDY, lengths, first=len(few)))
-            plan = simulate(lengths, gpus=options.slots, gpus_per_cell=1, start_s=start, between_s=start)
+            run(place, jobs(STUDY, few[: 2 * SLOTS], first=0))  # the slots load their libraries
+            wall, _ = run(place, jobs(STUDY, few, first=CELLS))
+            start = (wall * SLOTS - sum(few)) / len(few)
+            wall, used = run(place, jobs(STUDY, lengths, first=2 * CELLS))
     finally:
         cluster.stop()
         shutil.rmtree(folder, ignore_errors=True)
-    print(f"{options.cells} cells of {options.seconds:g} s on {options.slots} slots; load {os.getloadavg()[0]:.1f}")
-    print(f"driver: {1000 * used / options.cells:.1f} ms of processor time a cell (goal: under 20)")
-    print(f"start-up of a cell, from a run of {len(few)}: {1000 * start:.0f} ms")
-    print(f"makespan: {wall:.1f} s, planned {plan.makespan_s:.1f} s ({100 * (wall / plan.makespan_s - 1):+.1f}%)")
+    plan = simulate(lengths, gpus=SLOTS, gpus_per_cell=1, start_s=start, between_s=start)
+    yield Row(
+        f"driver of a cluster, a cell of {CELLS:,}", value=1000 * used / CELLS, unit="ms", goal=GOAL_MS, at_least=False
+    )
+    yield Row(
+        f"makespan on {SLOTS} slots, off the planned", value=abs(100 * (wall / plan.makespan_s - 1)), unit="%",
+        goal=GOAL_PERCENT, at_least=False,
+        note=f"{wall:.1f} s on the clock, {plan.makespan_s:.1f} s planned with {1000 * start:.0f} ms to start a cell.",
+    )  # fmt: skip
 
 
-if __name__ == "__main__":
-    main()
+SECTIONS: dict[str, Callable[[], Iterator[Row]]] = {"driver": driver}

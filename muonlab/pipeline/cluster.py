@@ -382,7 +382,8 @@ class Cluster:
 
         Returns the fences of these cells by node. One that differs is refused: the run is, or only the node.
         """
-        workloads = [self.study.workload] if digests else []
+        # Before the first run the driver may still have to prepare the data.
+        workloads = [self.study.workload] if digests or self._gathered else []
         asked = {node.id: self._task(node.id, cluster_node.survey).remote(self.kinds, workloads, digests)
                  for node in nodes}  # fmt: skip
         here = {**self._here, "data": cluster_node.data_of(self.layout, workloads)}

@@ -78,6 +78,16 @@ def clone(repository: Repository, target: Path) -> Repository:
     return other
 
 
+def with_other_data(repository: Repository, target: Path) -> Repository:
+    """A checkout of the same commit whose data are not those that git holds, which git does not notice."""
+    other = clone(repository, target)
+    meta = other.root / "data" / "toy" / "meta.json"
+    other.git("update-index", "--skip-worktree", str(meta))
+    content = json.loads(meta.read_text())
+    meta.write_text(json.dumps(content | {"sha256": dict.fromkeys(content["sha256"], "0" * 64)}))
+    return other
+
+
 def results(repository: Repository) -> dict[str, tuple[Any, ...]]:
     """What must be the same wherever a cell is trained."""
     return {
@@ -174,6 +184,9 @@ def test_a_killed_trainer_node_and_driver_change_nothing(make: Maker, cluster: R
     wait_until(lambda: running(here, step=20).keys() - {trainer}, START_S)
     (another, *_) = running(here, step=20).keys() - {trainer}
     (doomed,) = (node for node in nodes if psutil.Process(node.pid) in psutil.Process(another).parents())
+    cluster.node(with_other_data(here, tmp_path / "other"))
+    wait_until(lambda: "the data of toy are others there" in said.read_text(), START_S)
+    assert "It takes no part." in said.read_text()
     # Ray's processes of the node are killed; what trains there must not go on for long.
     cluster.kill(doomed)
     wait_until(lambda: not psutil.pid_exists(another), 60)

@@ -3,7 +3,7 @@
     .muonlab/remotes.yaml    name -> address, price and pinned host key; git does not see it
              known_hosts     the pinned keys as ssh reads them, made from that file
 
-A machine that is rented for hours is no part of a study, so nothing of it is committed (docs/adr/0045-remote.md). A
+A machine that is rented for hours is no part of a study, so nothing of it is committed (docs/adr/0016-remote.md). A
 host key is taken over once, when a person has compared its fingerprint; ssh then refuses any other.
 """
 
