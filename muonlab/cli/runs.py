@@ -18,7 +18,7 @@ from muonlab.cli.terminal import note, tell
 @remote_option
 @json_option
 def status(gpu: bool, remote: str | None, as_json: bool) -> None:
-    """Show what trains on this machine now: study, cell, step, time left, cost so far.
+    """Show what trains on this machine now, or on the cluster it drives: study, cell, step, time left, cost so far.
 
     Where a study stands is `muon study status`. Writes nothing. With --remote, also what that machine has cost so far.
     """

@@ -514,7 +514,7 @@ class Slot:
             return self._ended({"status": "failed", "error": f"on {self.node}: {_first_line(error)}"})
         if heard["seen"] is not None and heard["seen"] != self._seen:
             self._seen = heard["seen"]
-            self.fence.note(self._seen)
+            self.fence.note(self._seen, self.node)
         if heard["ending"] is None:
             self.news = self.actor.look.remote(LOOK_S)
             return None
@@ -595,7 +595,7 @@ class Slot:
                 last = ray.get(self.actor.look.remote(0.0), timeout=STOP_S)
                 self._seen = last["seen"] or self._seen
                 if self._seen is not None:
-                    self.fence.note(self._seen)
+                    self.fence.note(self._seen, self.node)
                 self._take_home(last["ending"])
             self._held.close()
         with contextlib.suppress(ray.exceptions.RayError):

@@ -82,9 +82,15 @@ class Fence:
         reached = None if noted["progress"] is None else AttemptProgress(*noted["progress"])
         return Seen(noted["start"], reached, noted["seconds"])
 
-    def note(self, seen: Seen) -> None:
-        """Keep what was heard, for the record of an attempt that is lost with its node."""
-        write_atomically(self.folder / "seen.json", json.dumps(seen._asdict()), durable=False)
+    def note(self, seen: Seen, node: str) -> None:
+        """Keep what was heard, and from where, for the record of an attempt that is lost with its node."""
+        text = json.dumps({**seen._asdict(), "node": node})
+        write_atomically(self.folder / "seen.json", text, durable=False)
+
+    def node(self) -> str | None:
+        """From where it was last heard of."""
+        path = self.folder / "seen.json"
+        return json.loads(path.read_text(encoding="utf-8"))["node"] if path.exists() else None
 
 
 def fences_of(layout: Layout, digest: str) -> list[Fence]:

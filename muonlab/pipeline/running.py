@@ -1,7 +1,8 @@
 """What trains on this machine at the moment, and the curves of attempts, from the files alone.
 
 An attempt runs while the lock of its cell is held; the system frees it when the holder dies, however it dies. Its
-progress is the file that the trainer writes about once a second (see `muonlab.pipeline.attempts`).
+progress is the file that the trainer writes about once a second (see `muonlab.pipeline.attempts`), or what the driver
+of a cluster was last told (`muonlab.pipeline.fences`).
 """
 
 from __future__ import annotations
@@ -21,9 +22,10 @@ from filelock import FileLock, Timeout
 from pydantic import ValidationError
 
 from muonlab.pipeline.answer import Answer, Facts
-from muonlab.pipeline.attempts import CellScratch, Purpose, read_progress, seconds_so_far
+from muonlab.pipeline.attempts import AttemptProgress, CellScratch, Purpose, read_progress, seconds_so_far
 from muonlab.pipeline.cells import CURRENT
 from muonlab.pipeline.evaluations import read_record
+from muonlab.pipeline.fences import fences_of
 from muonlab.pipeline.layout import Layout
 from muonlab.registry import ledger
 from muonlab.registry.errors import UsageError, nearest
@@ -47,7 +49,10 @@ class RunningCell(Facts):
     seed: int
     digest: str
     attempt: int
+    node: str | None
+    """Of a cluster, that trains it; null for this machine."""
     pid: int
+    """Of its process there."""
     started_at: str
     """UTC, ISO 8601."""
     step: int
@@ -65,8 +70,9 @@ class RunningCell(Facts):
         loss = "" if self.train_loss is None else f", loss {self.train_loss:.4f}"
         left = "no pace yet" if self.eta_seconds is None else f"about {duration(self.eta_seconds)} left"
         where = self.study or "exploration"
+        node = "" if self.node is None else f", on {self.node}"
         return (
-            f"{where}  {self.arm}-{self.seed} on {self.workload}: step {self.step}/{self.steps}{loss}, "
+            f"{where}  {self.arm}-{self.seed} on {self.workload}{node}: step {self.step}/{self.steps}{loss}, "
             f"{duration(self.seconds)} so far, {left}, {money(self.cost_usd)}"
         )
 
@@ -101,7 +107,7 @@ class Gpu(Facts):
 
 
 class Running(Answer):
-    """What runs on this machine now."""
+    """What runs on this machine now, and on the cluster that it drives."""
 
     cells: list[RunningCell]
     studies: list[StudySpending]
@@ -126,9 +132,9 @@ class Running(Answer):
 
 def running(layout: Layout, *, gpu: bool) -> Running:
     """Look at scratch/ (and, with `gpu`, ask nvidia-smi); writes nothing."""
-    folders = [f for scratch in _scratches(layout) if _is_held(scratch) and (f := _last_attempt(scratch)) is not None]
+    made = (_being_made(scratch) for scratch in _scratches(layout))
     cells = sorted(
-        (_running_cell(folder) for folder in folders if not (folder / "record.json").exists()),
+        (_running_cell(attempt) for attempt in made if attempt is not None),
         key=lambda cell: (cell.study or "", cell.seed, cell.arm),
     )
     gpus, note = gpu_state() if gpu else (None, None)
@@ -136,14 +142,35 @@ def running(layout: Layout, *, gpu: bool) -> Running:
 
 
 def is_training(layout: Layout, digest: str) -> bool:
-    """Whether an attempt at this cell is being made on this machine now, for whichever study."""
-    scratch = CellScratch(layout, digest)
-    folder = _last_attempt(scratch) if _is_held(scratch) else None
-    return folder is not None and not (folder / "record.json").exists()
+    """Whether an attempt at this cell is being made now, here or on a cluster, for whichever study."""
+    return _being_made(CellScratch(layout, digest)) is not None
 
 
 def _scratches(layout: Layout) -> list[CellScratch]:
-    return [CellScratch(layout, path.parent.name) for path in sorted(layout.scratch.glob("*/attempts"))]
+    digests = {path.parent.name for kind in ("attempts", "cluster") for path in layout.scratch.glob(f"*/{kind}")}
+    return [CellScratch(layout, digest) for digest in sorted(digests)]
+
+
+class _Made(NamedTuple):
+    """An attempt that is being made: its start.json, and how far it has come."""
+
+    start: dict[str, Any]
+    progress: AttemptProgress | None
+    seconds: float
+    node: str | None
+
+
+def _being_made(scratch: CellScratch) -> _Made | None:
+    if not _is_held(scratch):
+        return None
+    folder = _last_attempt(scratch)
+    if folder is not None and not (folder / "record.json").exists():
+        return _Made(_json(folder / "start.json"), read_progress(folder), seconds_so_far(folder), None)
+    for fence in reversed(fences_of(scratch.layout, scratch.digest)):
+        taken = (scratch.folder / "attempts" / str(fence.number)).exists()  # as lost
+        if not taken and (seen := fence.seen()) is not None:
+            return _Made(seen.start, seen.progress, seen.seconds, fence.node() or "the cluster")
+    return None
 
 
 def _last_attempt(scratch: CellScratch) -> Path | None:
@@ -161,13 +188,11 @@ def _is_held(scratch: CellScratch) -> bool:
     return True
 
 
-def _running_cell(folder: Path) -> RunningCell:
-    start = _json(folder / "start.json")
+def _running_cell(attempt: _Made) -> RunningCell:
+    start, progress, seconds, node = attempt
     record, purpose = start["record"], Purpose(**start["purpose"])
-    progress = read_progress(folder)
     steps = int(start["cell"]["settings"]["steps"])
     step = progress.step if progress else 0
-    seconds = seconds_so_far(folder)
     made = step - progress.resumed_from_step if progress else 0
     return RunningCell(
         study=record["study"],
@@ -176,6 +201,7 @@ def _running_cell(folder: Path) -> RunningCell:
         seed=record["seed"],
         digest=record["cell_digest"],
         attempt=record["attempt"],
+        node=node,
         pid=start["pid"],
         started_at=record["started_at"],
         step=step,
@@ -300,7 +326,9 @@ def _logs(layout: Layout) -> Iterator[tuple[list[str], Log]]:
             key = f"{record.arm}-{record.seed}"
             yield [key, f"{place}/{key}", path.parent.name], Log(f"{place}/{key}", path, None)
     for scratch in _scratches(layout):
-        for folder in scratch.attempt_folders():
+        # Of a node that shares this folder; another one sends its curve when the attempt has ended.
+        fenced = [fence.attempt for fence in fences_of(layout, scratch.digest)]
+        for folder in (*scratch.attempt_folders(), *fenced):
             if (folder / "start.json").exists() and (folder / "curve.jsonl").exists():
                 try:
                     start = _json(folder / "start.json")["record"]

@@ -179,14 +179,17 @@ def test_a_killed_trainer_node_and_driver_change_nothing(make: Maker, cluster: R
 
     driver = start()
     wait_until(lambda: running(here, step=20), START_S)
+    shown = here.muon("status").stdout
+    assert re.search(r"-\d on toy, on \S+: step \d+/400", shown), shown
     trainer = next(iter(running(here, step=20)))
     os.kill(trainer, signal.SIGKILL)
     wait_until(lambda: running(here, step=20).keys() - {trainer}, START_S)
     (another, *_) = running(here, step=20).keys() - {trainer}
     (doomed,) = (node for node in nodes if psutil.Process(node.pid) in psutil.Process(another).parents())
-    cluster.node(with_other_data(here, tmp_path / "other"))
+    late = cluster.node(with_other_data(here, tmp_path / "other"))
     wait_until(lambda: "the data of toy are others there" in said.read_text(), START_S)
     assert "It takes no part." in said.read_text()
+    cluster.end([late])  # a run that begins with such a node is refused
     # Ray's processes of the node are killed; what trains there must not go on for long.
     cluster.kill(doomed)
     wait_until(lambda: not psutil.pid_exists(another), 60)

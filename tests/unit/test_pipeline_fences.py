@@ -12,6 +12,7 @@ from reporting_studies import digest, record
 from muonlab.pipeline.attempts import BUNDLE_FILES, AttemptProgress, CellScratch, Purpose
 from muonlab.pipeline.fences import Fence, fences_of, inherit, open_fence, promote, record_lost, reserve
 from muonlab.pipeline.layout import Layout
+from muonlab.pipeline.running import is_training, running
 from muonlab.registry.errors import IntegrityError, UsageError
 from muonlab.registry.files import file_sha256
 from muonlab.registry.record import RunRecord
@@ -32,7 +33,8 @@ def begin(fence: Fence, *, progress: AttemptProgress | None = None) -> None:
     told = ("status", "val_loss", "perplexity", "resumed_from_step", "final_step", "tokens", "wall_seconds",
             "cost_usd", "curve", "orthogonalizers", "computing", "error")  # fmt: skip
     start = {"record": {name: value for name, value in base.items() if name not in told},
-             "purpose": vars(Purpose("001-made-up", None, 3.6)), "pid": 1}  # fmt: skip
+             "purpose": vars(Purpose("001-made-up", None, 3.6)), "pid": 1,
+             "cell": {"settings": {"steps": 300}}}  # fmt: skip
     (fence.attempt / "start.json").write_text(json.dumps(start))
     if progress is not None:
         (fence.attempt / "progress.json").write_text(json.dumps(progress._asdict()))
@@ -145,11 +147,31 @@ def test_an_attempt_that_is_known_from_hearing_alone_is_recorded(layout: Layout)
     begin(heard, progress=AttemptProgress(40, 300, 6.0, 36.0, 1, 0))
     seen = heard.seen()
     assert seen is not None
-    fence.note(seen)
+    fence.note(seen, "node-7")
     lost = record_lost(layout, fence, "its node died", status="failed")
     assert lost is not None
     assert (lost.status, lost.final_step, lost.wall_seconds) == ("failed", 40, 36.0)
     assert record_lost(layout, reserve(layout, CELL, JOB), "it never began") is None
+
+
+def test_what_a_driver_hears_of_a_node_is_shown_while_it_holds_the_cell(layout: Layout) -> None:
+    lost, heard, fence = (reserve(layout, CELL, JOB) for _ in range(3))
+    for each in (lost, heard):
+        begin(each, progress=AttemptProgress(40, 300, 6.0, 36.0, 1, 0))
+    record_lost(layout, lost, "its node died")
+    seen = heard.seen()
+    assert seen is not None
+    shutil.rmtree(heard.folder)
+    fence.note(seen, "node-7")
+    assert running(layout, gpu=False).cells == [], "nobody watches it"
+    with CellScratch(layout, CELL).locked("muon-0"):
+        (cell,) = running(layout, gpu=False).cells
+        assert (cell.node, cell.step, cell.steps, cell.seconds) == ("node-7", 40, 300, 36.0)
+        assert "muon-0 on tiny, on node-7: step 40/300" in cell.line()
+        assert is_training(layout, CELL)
+        finish(fence)
+        promote(layout, fence)
+        assert running(layout, gpu=False).cells == []
 
 
 def test_a_lost_attempt_is_charged_until_its_last_sign_of_life(layout: Layout) -> None:
@@ -160,7 +182,7 @@ def test_a_lost_attempt_is_charged_until_its_last_sign_of_life(layout: Layout) -
         (fence.attempt / "alive.json").write_text(json.dumps({"seconds": 90.0}))
         heard = fence.seen()
         assert heard is not None
-        fence.note(heard)
+        fence.note(heard, "node-7")
     shutil.rmtree(stepping.attempt)  # it lay on the node
     for fence, step in ((loading, 0), (stepping, 40)):
         lost = record_lost(layout, fence, "its node died")
