@@ -13,11 +13,15 @@ from collections.abc import Iterator
 from itertools import pairwise
 from typing import Any
 
+from pydantic import ConfigDict
+
 from muonlab.registry.settings import Closed
 
 
 class Facts(Closed):
     """A part of an answer. Keys may be added in later versions; none is renamed or removed."""
+
+    model_config = ConfigDict(defer_build=True)  # a command gives few of the answers that it imports
 
     @classmethod
     def __get_pydantic_json_schema__(cls, core_schema: Any, handler: Any) -> dict[str, Any]:

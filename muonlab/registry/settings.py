@@ -39,8 +39,7 @@ MAMBA_EXPAND = 2
 class Closed(BaseModel):
     """Base of every declaration: immutable, and a key that is not declared is refused."""
 
-    # Built when first used: a command uses few of the declarations that it imports.
-    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 @explains
