@@ -111,6 +111,11 @@ class Repository:
     def git(self, *arguments: str) -> str:
         return self.run("git", *arguments).stdout
 
+    def changed(self, *options: str) -> list[str]:
+        """What is not as committed, ignored files included, but what Python compiles for itself."""
+        lines = self.git("status", "--porcelain", "--ignored", *options).splitlines()
+        return sorted(line for line in lines if "__pycache__" not in line)
+
     def commit(self, message: str = "change") -> None:
         self.git("add", "-A")
         self.git("commit", "-qm", message)

@@ -35,7 +35,7 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Repository:
 
 def refused(repository: Repository, path: str, word: str) -> None:
     """`muon study run` says one sentence that names the file, within 1 GB of address space, and writes nothing."""
-    before = repository.git("status", "--porcelain", "--ignored")
+    before = repository.changed()
     done = repository.run(
         "prlimit", f"--as={1 << 30}", sys.executable, "-m", "muonlab.cli", "study", "run", STUDY, check=False
     )
@@ -43,7 +43,7 @@ def refused(repository: Repository, path: str, word: str) -> None:
     assert len(done.stderr.strip().splitlines()) == 1, done.stderr
     assert path in done.stderr
     assert word in done.stderr
-    assert repository.git("status", "--porcelain", "--ignored") == before
+    assert repository.changed() == before
     assert not (repository.root / "ran").exists()
 
 
@@ -96,8 +96,8 @@ def test_a_study_that_is_a_path_is_refused(repository: Repository, command: list
 
 
 def everything_beside(repository: Repository) -> list[Path]:
-    """All files of the repository and of the folder around it, but git's."""
-    return sorted(path for path in repository.root.parent.rglob("*") if ".git" not in path.parts)
+    """All files of the repository and of the folder around it, but git's and what Python compiles for itself."""
+    return sorted(path for path in repository.root.parent.rglob("*") if not {".git", "__pycache__"} & {*path.parts})
 
 
 @given(name=st.text(max_size=80) | st.from_regex(r"[a-z0-9./_\\-]{1,70}", fullmatch=True))

@@ -53,22 +53,17 @@ DECLARATION: dict[str, tuple[Change, list[str]]] = {
 }
 
 
-def written(repository: Repository) -> list[str]:
-    # The ignored files too: nothing at all may appear.
-    return sorted(repository.git("status", "--porcelain", "--ignored").splitlines())
-
-
 def refuses(repository: Repository, path: str, change: Change, words: list[str]) -> None:
     """With the change in the file, `muon` says these words in one line, exits with 2 and writes nothing."""
     repository.edit_yaml(path, change)
     try:
-        before = written(repository)
+        before = repository.changed()
         done = repository.muon("study", "run", STUDY, check=False)
         assert done.returncode == 2, done.stderr
         assert len(done.stderr.strip().splitlines()) == 1
         for word in words:
             assert word in done.stderr
-        assert written(repository) == before
+        assert repository.changed() == before
     finally:
         repository.git("checkout", "-q", "HEAD", path)
 

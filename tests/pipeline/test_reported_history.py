@@ -100,8 +100,7 @@ def test_the_committed_report_is_the_one_that_this_code_makes(reported: Reposito
 
 
 def test_nothing_is_trained_registered_or_recorded(reported: Repository) -> None:
-    changed = reported.git("status", "--porcelain", "--ignored", "--untracked-files=all").splitlines()
-    written = {line[3:] for line in changed if "__pycache__" not in line}
+    written = {line[3:] for line in reported.changed("--untracked-files=all")}
     report = f"reports/{HISTORY}/"
     assert {path for path in written if not path.startswith(report)} == {"reports/README.md"}
     assert {"registry.json", "stats.json", "verdict.json", "report.md", "report.html"} <= {

@@ -37,9 +37,9 @@ def repository(trained: Repository, tmp_path: Path) -> Repository:
 
 def verified(repository: Repository, *options: str) -> tuple[int, dict[str, Any]]:
     """Exit code and answer of `muon verify`, which leaves nothing behind."""
-    before = repository.git("status", "--porcelain", "--ignored"), len(list(repository.root.rglob("scratch/**/*")))
+    before = repository.changed(), len(list(repository.root.rglob("scratch/**/*")))
     done = repository.muon("verify", "exp/current", "--json", *options, check=False)
-    after = repository.git("status", "--porcelain", "--ignored"), len(list(repository.root.rglob("scratch/**/*")))
+    after = repository.changed(), len(list(repository.root.rglob("scratch/**/*")))
     assert after == before
     return done.returncode, json.loads(done.stdout)
 
