@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.resources
+import json
 import logging
 import os
 import subprocess
@@ -94,6 +95,7 @@ def dvc(layout: Layout, *arguments: str, show: Callable[[str], bool] = lambda li
 
     Raises CellsFailedError with the command's last words when it fails.
     """
+    mend_rwlock(layout)
     process = subprocess.Popen(
         [sys.executable, "-m", "muonlab.pipeline.dvc_child", str(os.getpid()), *arguments],
         cwd=layout.root,
@@ -117,6 +119,36 @@ def dvc(layout: Layout, *arguments: str, show: Callable[[str], bool] = lambda li
         ours = [line for line in said if line.startswith("muonlab: ")]
         words = ours or [line for line in said if "ERROR" in line] or said[-3:]
         raise CellsFailedError(f"`dvc {' '.join(arguments)}` failed: {' '.join(words).removeprefix('muonlab: ')}")
+
+
+def mend_rwlock(layout: Layout) -> None:
+    """Remove DVC's note of who reads and writes what, where a kill has cut it short: no dvc would ever start again.
+
+    DVC truncates the file before it writes it, under a lock of its own, and refuses what is no JSON. The next one
+    makes it anew.
+    """
+    path = layout.root / ".dvc" / "tmp" / "rwlock"
+    if _is_whole(path):
+        return
+    from dvc.config import Config
+    from dvc.lock import make_lock
+
+    hardlink = Config(str(layout.root / ".dvc"))["core"].get("hardlink_lock", False)
+    with make_lock(str(path.with_name("rwlock.lock")), tmp_dir=str(path.parent), hardlink_lock=hardlink):
+        if not _is_whole(path):
+            path.unlink()
+            print("muon: .dvc/tmp/rwlock was cut short when a dvc was killed; it is removed, and dvc makes it anew.",
+                  file=sys.stderr, flush=True)  # fmt: skip
+
+
+def _is_whole(path: Path) -> bool:
+    try:
+        json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return True
+    except ValueError:
+        return False
+    return True
 
 
 def cache_folder(layout: Layout) -> Path:
@@ -198,9 +230,12 @@ def _stages(repo: Any, layout: Layout, study: Study) -> tuple[dict[str, Any], li
 
 @contextlib.contextmanager
 def _repository(layout: Layout) -> Iterator[Any]:
-    """DVC's own view of the repository, locked. Raises UsageError where its Python API is another one."""
+    """DVC's own view of the repository, locked. Raises UsageError where it refuses or has another API."""
     os.environ.setdefault("DVC_NO_ANALYTICS", "true")
+    from dvc.exceptions import DvcException
     from dvc.repo import Repo
+
+    mend_rwlock(layout)
 
     # It would say on standard output that it restores, where it is only asked whether it could.
     logging.getLogger("dvc").setLevel(logging.WARNING)
@@ -212,3 +247,5 @@ def _repository(layout: Layout) -> Iterator[Any]:
         raise UsageError(
             f"dvc: its Python API is not the one that was tested ({error}); install the version in constraints.txt."
         ) from error
+    except DvcException as error:
+        raise UsageError(f"dvc: {' '.join(str(error).split())}") from error

@@ -22,7 +22,7 @@ from typing import Any
 import yaml
 
 from muonlab.pipeline.declare import declared_params
-from muonlab.pipeline.doors import dvc_environment
+from muonlab.pipeline.doors import dvc_environment, mend_rwlock
 from muonlab.pipeline.layout import Layout
 from muonlab.pipeline.price import by_run_length, size_text
 from muonlab.pipeline.ranks import ON_PROCESSOR, RANKS, check_ranks
@@ -151,6 +151,7 @@ def for_ranks(layout: Layout, wanted: dict[str, Value], ranks: int, *, on_proces
 
 def run_dvc(layout: Layout, arguments: list[str], asked: Mapping[str, str]) -> None:
     """Become dvc, with `asked` in its environment: output, exit code and interrupts are the command's own."""
+    mend_rwlock(layout)
     os.chdir(layout.root)
     environment = {**dvc_environment(layout), **asked}
     os.execve(sys.executable, [sys.executable, "-m", "dvc", *arguments], environment)  # noqa: S606 - no shell is wanted

@@ -15,6 +15,7 @@ from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
+import filelock
 import psutil
 import pytest
 from conftest import STUDY, TOY_STUDY, Maker, Repository, make_repository
@@ -167,3 +168,28 @@ def test_with_its_driver_dvc_and_its_stage_die_too(tmp_path: Path) -> None:
     assert not (repository.root / "data/toy").exists()
     # DVC's lock was freed with its holder.
     repository.dvc("repro", "data/dvc.yaml:prepare_data@toy")
+
+
+@pytest.mark.parametrize("left", [b"", b'{"write": {"data/to'], ids=["truncated", "half written"])
+def test_a_dvc_that_was_killed_while_it_noted_its_locks_stops_no_further_one(
+    repository: Repository, left: bytes
+) -> None:
+    """`make chaos` met it. The instant is DVC's own, between opening and writing: its outcome is laid here."""
+    noted = repository.root / ".dvc" / "tmp" / "rwlock"
+    noted.write_bytes(left)
+    assert "rwlock" in repository.dvc("repro", "data/dvc.yaml:prepare_data@toy", check=False).stderr, (
+        "DVC mends nothing"
+    )
+    done = repository.muon("study", "run")
+    assert "rwlock was cut short when a dvc was killed; it is removed" in done.stderr
+    assert "4 in place" in done.stderr, done.stderr
+    repository.dvc("repro", "data/dvc.yaml:prepare_data@toy")
+    assert "cut short" not in repository.muon("study", "run").stderr
+
+
+def test_a_dvc_that_runs_beside_is_named_in_a_sentence(repository: Repository) -> None:
+    with filelock.FileLock(repository.root / ".dvc" / "tmp" / "lock"):
+        done = repository.muon("study", "run", check=False)
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    assert "Most likely another DVC process is running" in done.stderr
