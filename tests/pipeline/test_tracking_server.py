@@ -62,7 +62,7 @@ class Server:
 
     def refusal(self, *options: str, **variables: str) -> str:
         """The sentence with which it does not start."""
-        _, said = (process := self.command(*options, **variables)).communicate(timeout=120)
+        _, said = (process := self.command(*options, **variables)).communicate(timeout=300)
         assert process.returncode == 2, said
         assert said.count("\n") == 1, said
         return said
@@ -76,7 +76,7 @@ class Server:
     def ended(self) -> str:
         """Wait for its end; what it said then. Nothing that it started is left."""
         assert self.process is not None
-        _, said = self.process.communicate(timeout=120)
+        _, said = self.process.communicate(timeout=300)
         assert not [found for found in self.family if lives(found)]
         return said
 
@@ -180,7 +180,7 @@ def test_eight_clones_that_show_one_study_at_once_lose_nothing_and_make_nothing_
     context = multiprocessing.get_context("fork")
     import mlflow  # noqa: F401 - once, for all eight
 
-    together = context.Barrier(CLONES, timeout=120)
+    together = context.Barrier(CLONES, timeout=300)
     clones = [
         context.Process(target=train_and_copy, args=(tmp_path / str(seed), seed, together)) for seed in range(CLONES)
     ]
@@ -207,12 +207,12 @@ def test_a_database_that_stops_while_an_attempt_is_shown_costs_no_point(up: Serv
         attempt.train(10)
     attempt.end()
     assert pending(tmp_path)
-    said = sync_once(tmp_path, timeout_s=120)
+    said = sync_once(tmp_path, timeout_s=300)
     assert said is not None
     assert "kept in scratch/" in said
     up.start()
     for _ in range(2):
-        assert sync_once(tmp_path, timeout_s=120) is None
+        assert sync_once(tmp_path, timeout_s=300) is None
         assert up.runs(study) == [(study, "SCHEDULED", None), ("muon/seed-0", "FINISHED", study)]
         assert up.curves(study) == {attempt.id: whole_curve(20)}
         (attempt.folder / "mlflow.json").unlink()  # as if it was not known what the server has
@@ -248,7 +248,7 @@ def test_a_study_does_not_notice_that_its_server_is_killed_and_started(up: Serve
     assert "Traceback" not in said
     records = repository.attempts()
     assert [record["status"] for record in records] == ["completed"] * 4
-    sync_once(repository.root, timeout_s=120)  # the next start: what a slow machine had no time for
+    sync_once(repository.root, timeout_s=300)  # the next start: what a slow machine had no time for
     assert not pending(repository.root)
     measured = {r["attempt_id"]: [(p["step"], p["val_loss"]) for p in r["curve"]] for r in records}
     shown = {attempt: [(step, value) for step, _, value in points] for attempt, points in up.curves(TOY).items()}

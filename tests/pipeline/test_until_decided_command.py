@@ -65,8 +65,9 @@ def verdict(repository: Repository) -> Mapping[str, Any]:
 
 
 def results(repository: Repository) -> list[dict[str, Any]]:
-    """The ledger's results, without what no two runs share: names, times, costs and the state of the tree."""
-    apart = {"attempt", "attempt_id", "started_at", "wall_seconds", "cost_usd", "computing", "provenance", "sha256"}
+    """The ledger's results, without what no two runs share: names, times, costs, kills and the state of the tree."""
+    apart = {"attempt", "attempt_id", "started_at", "wall_seconds", "cost_usd", "computing", "provenance", "sha256",
+             "resumed_from_step"}  # fmt: skip
     rows = [{k: v for k, v in r.items() if k not in apart} for r in repository.ledger() if r["status"] == "completed"]
     return sorted(rows, key=lambda row: (row["seed"], row["arm"]))
 

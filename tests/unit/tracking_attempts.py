@@ -127,7 +127,7 @@ def environment(**variables: str):
         os.environ.update(before)
 
 
-def wait_for(condition, seconds=30.0):
+def wait_for(condition, seconds=180.0):
     until = time.monotonic() + seconds
     while not (found := condition()):
         assert time.monotonic() < until, "it did not come"
