@@ -151,6 +151,20 @@ def _is_whole(path: Path) -> bool:
     return True
 
 
+def _mend_lock_files(root: Path) -> None:
+    """Take back from git, or remove, a dvc.lock that is empty, as a dvc leaves it that is killed while it writes it.
+
+    What it knew is in DVC's run cache, from which the stages are restored. The caller holds DVC's lock.
+    """
+    for path in (root / "dvc.lock", root / "data" / "dvc.lock", *root.glob("experiments/*/dvc.lock")):
+        if path.exists() and path.stat().st_size == 0:
+            path.unlink()
+            subprocess.run(["git", "checkout", "-q", "--", str(path)], cwd=root, capture_output=True, check=False)
+            what = "taken back from git" if path.exists() else "removed, and dvc makes it anew"
+            print(f"muon: {path.relative_to(root)} was empty, since a dvc was killed while it wrote it; it is {what}.",
+                  file=sys.stderr, flush=True)  # fmt: skip
+
+
 def cache_folder(layout: Layout) -> Path:
     """Where DVC keeps outputs by their hash."""
     from dvc.config import Config
@@ -242,10 +256,18 @@ def _repository(layout: Layout) -> Iterator[Any]:
     try:
         # DVC takes relative paths for paths from the working folder.
         with contextlib.chdir(layout.root), Repo(str(layout.root)) as repo, repo.lock:
+            _mend_lock_files(layout.root)
             yield repo
     except (AttributeError, TypeError) as error:
         raise UsageError(
             f"dvc: its Python API is not the one that was tested ({error}); install the version in constraints.txt."
         ) from error
     except DvcException as error:
-        raise UsageError(f"dvc: {' '.join(str(error).split())}") from error
+        said = " ".join(str(error).split())
+        if "dvc.lock' validation failed" in said:
+            # DVC writes it in place.
+            said += (
+                "; a dvc was killed while it wrote the file: take it back from git (`git checkout -- FILE`), or remove "
+                "it where git has none, and run again; what was trained is in DVC's cache."
+            )
+        raise UsageError(f"dvc: {said}") from error

@@ -187,6 +187,23 @@ def test_a_dvc_that_was_killed_while_it_noted_its_locks_stops_no_further_one(
     assert "cut short" not in repository.muon("study", "run").stderr
 
 
+@pytest.mark.parametrize("committed", [False, True])
+def test_a_dvc_that_was_killed_while_it_wrote_a_lock_file_costs_no_training(
+    repository: Repository, committed: bool
+) -> None:
+    """`make chaos` met it, too: the file is truncated, and then written."""
+    path = f"experiments/{STUDY}/dvc.lock"
+    if not committed:  # as `muon commit` has done
+        repository.git("rm", "-q", "--cached", path)
+        repository.git("commit", "-qm", "not yet")
+    (repository.root / path).write_bytes(b"")
+    done = repository.muon("study", "run")
+    how = "taken back from git" if committed else "removed, and dvc makes it anew"
+    assert f"{path} was empty, since a dvc was killed while it wrote it; it is {how}." in done.stderr
+    assert "nothing to train: all 4 cells are in place" in done.stderr
+    assert "was empty" not in repository.muon("study", "run").stderr
+
+
 def test_a_dvc_that_runs_beside_is_named_in_a_sentence(repository: Repository) -> None:
     with filelock.FileLock(repository.root / ".dvc" / "tmp" / "lock"):
         done = repository.muon("study", "run", check=False)
