@@ -75,10 +75,9 @@ class Fence:
         if (self.attempt / "start.json").exists():
             start = json.loads((self.attempt / "start.json").read_text(encoding="utf-8"))
             return Seen(start, read_progress(self.attempt), seconds_so_far(self.attempt))
-        path = self.folder / "seen.json"
-        if not path.exists():
+        noted = self._noted()
+        if noted is None:
             return None
-        noted = json.loads(path.read_text(encoding="utf-8"))
         reached = None if noted["progress"] is None else AttemptProgress(*noted["progress"])
         return Seen(noted["start"], reached, noted["seconds"])
 
@@ -89,8 +88,12 @@ class Fence:
 
     def node(self) -> str | None:
         """From where it was last heard of."""
+        noted = self._noted()
+        return None if noted is None else str(noted["node"])
+
+    def _noted(self) -> dict[str, Any] | None:
         path = self.folder / "seen.json"
-        return json.loads(path.read_text(encoding="utf-8"))["node"] if path.exists() else None
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 
 
 def fences_of(layout: Layout, digest: str) -> list[Fence]:

@@ -211,7 +211,7 @@ def lost_lines(path: Path, content: bytes, *, anew: bool = True) -> list[str]:
             continue
         text = versions.read_version(path, version)
         texts.append(text)
-        rows = {line: None for line in text.split(b"\n") if line.startswith(b"{")}
+        rows = dict.fromkeys(line for line in text.split(b"\n") if line.startswith(b"{"))
         held = held or set(content.split(b"\n"))
         found.append([line for line in rows if line not in held])
         if newest is not None:

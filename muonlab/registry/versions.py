@@ -13,6 +13,7 @@ before the first commit, there is none. Source: Chacon and Straub, Pro Git (2014
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import subprocess
@@ -104,8 +105,8 @@ class Memory:
         """Write what is new."""
         if self._changed:
             text = json.dumps({"sha256": self._sha256, "within": self._within})
-            write_atomically(self._path, text, durable=False)
-            self._changed = False
+            with contextlib.suppress(OSError):  # who only looks is not stopped by a full disk
+                write_atomically(self._path, text, durable=False)
 
 
 def _read_mapping(path: Path) -> dict[str, dict[str, str]]:
