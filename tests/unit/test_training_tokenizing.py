@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from itertools import islice
+from itertools import islice, product
 from pathlib import Path
 
 import numpy as np
@@ -33,11 +33,13 @@ CUTTERS = {
     ),
 }
 """How the tokenizers of GPT-2, SmolLM2 and those made for tiktoken cut a text."""
+SPACES = ["".join(some) for some in product(" \n\u3000\x1c\xa0", repeat=3)] * 20
 
 
 @pytest.fixture(scope="module")
 def trained() -> str:
-    return tokenizing.train(islice(wiki.articles(), 4), VOCABULARY).to_str()
+    """With tokens of several white spaces: without them it would not matter where those are cut."""
+    return tokenizing.train([*islice(wiki.articles(), 4), *SPACES], VOCABULARY).to_str()
 
 
 def tokenizer_with(trained: str, **parts: object) -> Tokenizer:
@@ -64,6 +66,32 @@ def test_any_text_has_the_same_ids(trained: str, cutter: str, documents: list[st
     fast, reference = both(tokenizer_with(trained, pre_tokenizer=CUTTERS[cutter]))
     assert (fast.name, reference.name) == ("tiktoken", "tokenizers")
     assert same(fast, reference, documents)
+
+
+@pytest.mark.parametrize("cutter", CUTTERS)
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.text("a1 é.²\n\u3000\x1c\xa0", max_size=4), min_size=1))
+def test_a_pattern_that_looks_ahead_is_not_needed_where_spaces_stand_alone(
+    trained: str, cutter: str, documents: list[str]
+) -> None:
+    """Short documents, many of which have no two of them in a row, between others that have."""
+    fast, reference = both(tokenizer_with(trained, pre_tokenizer=CUTTERS[cutter]))
+    assert fast._single_spaced is not None
+    assert "(?!" not in fast._single_spaced._pat_str
+    assert same(fast, reference, documents * 4 * tokenizing.THREADS)
+
+
+@pytest.mark.parametrize("pattern", [r"a\s+(?!\S)|\s+", r"\|\s+(?!\S)|\s+", r"\w+|\s+(?!\S)", r"\w+|\s+"])
+def test_a_pattern_of_another_form_is_taken_as_it_is(trained: str, pattern: str) -> None:
+    cutter = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(pattern), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    fast, _ = both(tokenizer_with(trained, pre_tokenizer=cutter))
+    assert fast.name == "tiktoken"
+    assert fast._single_spaced is None
 
 
 @settings(max_examples=40, deadline=None)
