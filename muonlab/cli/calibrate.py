@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from muonlab.cli.options import declared_rule, rule_of, standing_of, t_star_cache
+from muonlab.cli.options import Finite, declared_rule, rule_of, standing_of, t_star_cache
 from muonlab.registry.errors import UsageError
 
 if TYPE_CHECKING:
@@ -20,10 +20,10 @@ if TYPE_CHECKING:
     "--studies", default=100_000, show_default=True, type=click.IntRange(1_000), help="Simulated, each noise."
 )
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(0))
-@click.option("--alpha", type=float, help="One-sided error rate of the family.  [default: 0.05]")
+@click.option("--alpha", type=Finite(), help="One-sided error rate of the family.  [default: 0.05]")
 @click.option("--n-min", type=int, help="No verdict below so many pairs.  [default: 4]")
 @click.option("--n-max", type=int, help="Pairs at which the plan ends.  [default: 12]")
-@click.option("--g", type=float, help="Prior scale of the e-process.  [default: 2]")
+@click.option("--g", type=Finite(), help="Prior scale of the e-process.  [default: 2]")
 @click.option("--plan", type=click.Choice(["sequential", "fixed"]), help="fixed: one look, at n-max.")
 @click.option("--noise-from", metavar="STUDY", help="Also resample this study's paired differences, by its own rule.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")

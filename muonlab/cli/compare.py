@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from muonlab.cli.options import columns, size, t_star_cache
+from muonlab.cli.options import Finite, FiniteRange, columns, size, t_star_cache
 from muonlab.registry.errors import UsageError
 
 if TYPE_CHECKING:
@@ -30,12 +30,12 @@ SMALLEST_ALPHA = 1e-9  # far below, the t at which E reaches 1 / alpha is lost i
 @click.option("--plan", type=click.Choice(["sequential", "fixed"]), help="[default: sequential; fixed with --unpaired]")
 @click.option("--n-min", default=4, show_default=True, help="No verdict below so many pairs.")
 @click.option("--n-max", type=int, help="Pairs at which a sequential plan ends.  [default: 12]")
-@click.option("--alpha", default=0.05, show_default=True, help="One-sided error rate of the family.")
-@click.option("--target", type=float, help="Compare the steps to this loss, not the final losses; needs curves.")
+@click.option("--alpha", default=0.05, type=Finite(), show_default=True, help="One-sided error rate of the family.")
+@click.option("--target", type=Finite(), help="Compare the steps to this loss, not the final losses; needs curves.")
 @click.option("--unpaired", is_flag=True, help="The runs share no seeds: Welch's test, or Mann-Whitney's, at one look.")
 @click.option("--column", "columns", multiple=True, help="loss=val/loss: the file's name of a column; may be repeated.")
-@click.option("--diverged-loss", type=float, help="What a diverged run counts with: ln(vocabulary size).")
-@click.option("--cost-per-pair", type=click.FloatRange(0), help="Dollars.  [default: from the column cost_usd]")
+@click.option("--diverged-loss", type=Finite(), help="What a diverged run counts with: ln(vocabulary size).")
+@click.option("--cost-per-pair", type=FiniteRange(0), help="Dollars.  [default: from the column cost_usd]")
 @click.option(
     "--provenance",
     type=click.Choice(["run", "reported"]),

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import glob
+import math
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.types import FloatParamType
 
 from muonlab.cli.terminal import tell
 from muonlab.registry.errors import UsageError
@@ -18,6 +20,21 @@ if TYPE_CHECKING:
     from muonlab.pipeline.layout import Layout
     from muonlab.reporting.standing import Standing
     from muonlab.stats.rule import Rule
+
+
+class Finite(FloatParamType):
+    """A number. click would take nan, which no bound holds back and no cost ever exceeds."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The number; fails for nan and infinity."""
+        number = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"found {value!r}; give a finite number.", param, ctx)
+        return number
+
+
+class FiniteRange(Finite, click.FloatRange):
+    """A number between bounds."""
 
 
 json_option = click.option(

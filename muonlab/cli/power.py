@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from muonlab.cli.options import (
+    Finite,
+    FiniteRange,
     columns,
     declared_rule,
     family_size,
@@ -29,18 +31,18 @@ if TYPE_CHECKING:
 @click.option("--challenger", help="Of a pilot with several: the arm whose pairs are taken.")
 @click.option("--column", "columns", multiple=True, help="loss=val/loss: the CSV's name of a column; may be repeated.")
 @click.option("--run-sd", help="Instead of a pilot: run-to-run sd of the loss, absolute or in %.")
-@click.option("--correlation", type=float, help="Of the two runs of a seed, with --run-sd.  [default: 0]")
+@click.option("--correlation", type=Finite(), help="Of the two runs of a seed, with --run-sd.  [default: 0]")
 @click.option("--sd-diff", help="Instead of a pilot: sd of a paired difference, absolute or in %.")
-@click.option("--baseline-loss", type=click.FloatRange(0, min_open=True), help="Connects percent and absolute sizes.")
+@click.option("--baseline-loss", type=FiniteRange(0, min_open=True), help="Connects percent and absolute sizes.")
 @click.option("--min-effect", help="Smallest improvement worth having: 0.5%, or an absolute loss.")
 @click.option("--effect", help="A further true effect to show, in the same unit as --min-effect.")
 @click.option("--plan", type=click.Choice(["sequential", "fixed"]), help="[default: sequential, or the study's]")
 @click.option("--n-min", type=int, help="No verdict below so many pairs.  [default: 4]")
 @click.option("--n-max", type=int, help="Pairs at which the plan ends.  [default: 12]")
-@click.option("--alpha", type=float, help="One-sided error rate of the family.  [default: 0.05]")
-@click.option("--g", type=float, help="Prior scale of the e-process.  [default: 2]")
+@click.option("--alpha", type=Finite(), help="One-sided error rate of the family.  [default: 0.05]")
+@click.option("--g", type=Finite(), help="Prior scale of the e-process.  [default: 2]")
 @click.option("--family", type=click.IntRange(1, 100), help="Number of challengers.  [default: 1, or the study's]")
-@click.option("--cost-per-pair", type=click.FloatRange(0), help="Dollars.  [default: 0, or the study's]")
+@click.option("--cost-per-pair", type=FiniteRange(0), help="Dollars.  [default: 0, or the study's]")
 @click.option("--studies", default=20_000, show_default=True, type=click.IntRange(1_000), help="Simulated.")
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(0))
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")

@@ -9,7 +9,7 @@ from typing import NoReturn
 import click
 
 from muonlab.cli.group import Group
-from muonlab.cli.options import json_option, say
+from muonlab.cli.options import FiniteRange, json_option, say
 from muonlab.cli.terminal import note
 
 remote_option = click.option("--remote", "remote", metavar="NAME", help="On this machine instead (`muon remote list`).")
@@ -26,7 +26,7 @@ def remote() -> None:
 @click.option("--port", type=click.IntRange(1, 65535), help="[default: 22]")
 @click.option("--key-file", type=click.Path(), help="Private key to log in with.  [default: what ssh tries by itself]")
 @click.option("--host-key", metavar="SHA256:...", help="The fingerprint that its provider shows; asked for without.")
-@click.option("--price-per-hour", type=click.FloatRange(0), help="Dollars, from the first set-up on, idle or not.")
+@click.option("--price-per-hour", type=FiniteRange(0), help="Dollars, from the first set-up on, idle or not.")
 @click.option("--folder", help="Where all lies there, from the user's home.  [default: muonlab-pod]")
 @click.option("--python", help="Python 3.11 or newer there.  [default: python3]")
 @click.option("--prepared/--not-prepared", default=None, help="That Python has all packages already: no .venv is made.")

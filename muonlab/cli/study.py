@@ -8,7 +8,15 @@ from typing import Any, NoReturn
 import click
 
 from muonlab.cli.group import Group
-from muonlab.cli.options import json_option, say, slug_of, studies, study_argument, workload_option
+from muonlab.cli.options import (
+    FiniteRange,
+    json_option,
+    say,
+    slug_of,
+    studies,
+    study_argument,
+    workload_option,
+)
 from muonlab.cli.remote import run_on
 from muonlab.cli.terminal import note, tell
 from muonlab.cli.where import (
@@ -34,7 +42,7 @@ jobs_option = click.option(
     help="Cells trained side by side; several on one GPU share its speed, and each is charged as if alone.",
 )
 max_cost_option = click.option(
-    "--max-cost", type=click.FloatRange(0, min_open=True), help="Stop before these dollars are exceeded."
+    "--max-cost", type=FiniteRange(0, min_open=True), help="Stop before these dollars are exceeded."
 )
 
 
@@ -306,8 +314,8 @@ def study_select(slug: str, as_json: bool) -> None:
 @click.option(
     "--seeds", type=click.IntRange(1), help="Number of seeds; 5 from 0 by default, of a tuning study 2 from 1000."
 )
-@click.option("--price", default=0.0, show_default=True, help="Dollars a GPU hour.")
-@click.option("--budget", default=0.0, show_default=True, help="Dollars.")
+@click.option("--price", default=0.0, type=FiniteRange(0), show_default=True, help="Dollars a GPU hour.")
+@click.option("--budget", default=0.0, type=FiniteRange(0), show_default=True, help="Dollars.")
 def study_new(slug: str, **declared: Any) -> None:
     """Declare a new study in experiments/SLUG: study.yaml, its grid and a README to fill in.
 

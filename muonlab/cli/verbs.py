@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 import click
 
+from muonlab.cli.options import Finite
 from muonlab.cli.terminal import note
 from muonlab.registry.errors import UsageError
 
@@ -40,7 +41,7 @@ def baseline(**cell: Any) -> None:
 
 @click.command()
 @click.option("--gate", help="tanh, sigmoid, relu or identity.  [default: that of params.yaml]")
-@click.option("--scale", type=float, help="Factor on the momentum's peaks.  [default: that of params.yaml]")
+@click.option("--scale", type=Finite(), help="Factor on the momentum's peaks.  [default: that of params.yaml]")
 @cell_options
 def nolah(gate: str | None, scale: float | None, **cell: Any) -> None:
     """Train one run of NOLAH.
@@ -55,10 +56,10 @@ def nolah(gate: str | None, scale: float | None, **cell: Any) -> None:
 @click.option("--orthonoise", "arm", flag_value="orthonoise", help="Muon with orthonormal noise.")
 @click.option("--isotropic", "arm", flag_value="isotropic", help="Its control: the same noise without the QR.")
 @click.option("--nolah", "arm", flag_value="nolah", help="NOLAH as params.yaml has it.")
-@click.option("--alpha", type=float, help="Size of the noise.")
+@click.option("--alpha", type=Finite(), help="Size of the noise.")
 @click.option("--no-anneal", is_flag=True, help="Noise of one size throughout (schedule: constant).")
 @click.option("--no-adaptive", is_flag=True, help="Noise at every step, whatever the rank (trigger: always).")
-@click.option("--rank-threshold", type=float, help="Share of full rank below which noise is added.")
+@click.option("--rank-threshold", type=Finite(), help="Share of full rank below which noise is added.")
 @click.option("--ngpus", default=1, show_default=True, type=click.IntRange(1), help="Processes of the run, a GPU each.")
 @click.option("--gloo", is_flag=True, help="Start them on the processor, to try --ngpus without GPUs.")
 @cell_options

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from muonlab.cli.options import FiniteRange
 from muonlab.registry.errors import UsageError, nearest
 
 if TYPE_CHECKING:
@@ -38,11 +39,11 @@ def schedule_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--gpus", type=click.IntRange(1), help="With --on ray: GPUs of the cluster."),
         gpus_per_cell_option,
         click.option(
-            "--step-seconds", type=click.FloatRange(0, min_open=True),
+            "--step-seconds", type=FiniteRange(0, min_open=True),
             help="With --on ray: seconds a step, instead of the estimate.",
         ),
         click.option(
-            "--start-seconds", type=click.FloatRange(0), help="With --on ray: seconds before the steps of a cell."
+            "--start-seconds", type=FiniteRange(0), help="With --on ray: seconds before the steps of a cell."
         ),
     )  # fmt: skip
     for option in reversed(options):

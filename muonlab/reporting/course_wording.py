@@ -208,10 +208,12 @@ def _geometry(standing: Standing) -> str | None:
         lambda d: f"{measured(d.last)} (seeds {measured(d.last_range[0])} to {measured(d.last_range[1])})",
         lambda d: d.last,
     )
+    start = f"{_at(d.first_step for d in found)}: {_firsts(found)}{_earlies(found)}; at "
+    course = start if any(d.first_step != d.last_step for d in found) else ""
     return (
-        f"Is the loss surface another one? Top eigenvalue of the Hessian at {_at(d.first_step for d in found)}: "
-        f"{_firsts(found)}{_earlies(found)}; at {_at(d.last_step for d in found)}: {ends}. {_described(found)}; "
-        "whether the surface differs at another scale takes runs there."
+        f"Is the loss surface another one? Top eigenvalue of the Hessian at {course}"
+        f"{_at(d.last_step for d in found)}: {ends}. {_described(found)}; whether the surface differs at another scale "
+        "takes runs there."
     )
 
 

@@ -678,7 +678,8 @@ def _notes(snapshot: Snapshot) -> list[str]:
         failed = [r for r in snapshot.attempts_at(cell) if not r.is_result]
         if failed and snapshot.outcome_of(cell):
             reasons = "; ".join(f"attempt {r.attempt} {r.status}: {r.error}" for r in failed)
-            notes.append(f"cell {cell.arm}-{cell.seed} has an outcome after {len(failed)} lost attempts ({reasons})")
+            lost = "a lost attempt" if len(failed) == 1 else f"{len(failed)} lost attempts"
+            notes.append(f"cell {cell.arm}-{cell.seed} has an outcome after {lost} ({reasons})")
     return notes
 
 

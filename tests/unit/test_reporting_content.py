@@ -334,6 +334,15 @@ def test_an_uncertain_eigenvalue_is_left_out_and_counted():
     )
 
 
+def test_an_eigenvalue_that_was_looked_at_once_is_told_once():
+    def once(seed: int) -> dict[str, list[tuple[int, float]]]:
+        return {"hessian_top": [(10, 3.0 + seed)], "hessian_residual": [(10, 0.001)]}
+
+    geometry = hypotheses(diagnosed(muon=once, nolah=once))[0]
+    assert "Top eigenvalue of the Hessian at step 10: muon 5.00 (seeds 3.00 to 7.00) and nolah 5.00" in geometry
+    assert geometry.count("step 10") == 1
+
+
 def test_each_hypothesis_has_its_sentence_with_the_numbers_of_the_series():
     standing = diagnosed(muon=measures(1.0), nolah=measures(0.5))
     geometry, start, rank, warmup = hypotheses(standing)

@@ -283,4 +283,4 @@ def test_lost_attempts_are_not_counted_as_runs():
     lost = record("k", 0, "abandoned", attempt=0)
     standing = made_up({"muon": BASELINE, "k": NOLAH}, extra_records=[lost])
     assert standing.complete
-    assert any("lost attempts" in note for note in standing.notes)
+    assert any("after a lost attempt (attempt 0 abandoned" in note for note in standing.notes)
