@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from pyarrow import parquet
 from pydantic import ValidationError
 
@@ -135,6 +137,24 @@ def test_a_bad_line_is_named(line: bytes, said: str, tmp_path: Path) -> None:
     with pytest.raises(UsageError) as refusal:
         sources.open_source(of_files("bad.jsonl.gz"), tmp_path)
     assert said.replace(".jsonl", ".jsonl.gz") in str(refusal.value)
+
+
+@given(
+    text=st.text(),
+    other=st.text(st.characters()) | st.floats() | st.integers(),
+    ascii=st.booleans(),
+)
+def test_a_line_gives_the_text_that_json_gives(text: str, other: object, ascii: bool) -> None:
+    """Beside fields that one of its readers refuses: NaN, halves of pairs, integers of any length."""
+    row = json.dumps({"text": text, "other": other}, ensure_ascii=ascii)
+    line = row.encode(errors="surrogatepass")
+    try:
+        expected = json.loads(line.decode())["text"]
+    except UnicodeDecodeError:
+        with pytest.raises(UsageError, match="is not UTF-8"):
+            sources._text_of(line, "line 1", "text")
+    else:
+        assert sources._text_of(line, "line 1", "text") == expected == text
 
 
 def test_blank_lines_are_no_documents(tmp_path: Path) -> None:
