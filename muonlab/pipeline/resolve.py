@@ -5,6 +5,7 @@ The stages, the study driver and the tests all resolve cells here, so that a nam
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 from pathlib import Path
@@ -162,6 +163,34 @@ def load_study(layout: Layout, slug: str) -> Study:
 def declared_slugs(layout: Layout) -> list[str]:
     """The studies that have a study.yaml, by name: twins, which have none, are not among them."""
     return sorted(path.parent.name for path in (layout.root / "experiments").glob("*/study.yaml"))
+
+
+def studies_on(layout: Layout, workload: str) -> list[str]:
+    """The declared studies that train on a workload, by name. A declaration that cannot be read is none of them."""
+    found = []
+    for slug in declared_slugs(layout):
+        with contextlib.suppress(UsageError):
+            study = read_declaration(layout, slug)
+            if study.provenance == "run" and study.workload == workload:
+                found.append(slug)
+    return found
+
+
+def check_reported(layout: Layout, params: Params) -> None:
+    """Refuse the one cell of params.yaml where its study could not report: on another workload, its data not prepared.
+
+    Raises UsageError. Without it the cell would be trained first, and the stage `collect` would fail.
+    """
+    study = load_study(layout, params.study)
+    if study.workload == params.workload or (layout.data(study.workload) / "meta.json").is_file():
+        return
+    fitting = studies_on(layout, params.workload)
+    name = f"name a study on it, say -S study={fitting[0]}, or " if fitting else ""
+    raise UsageError(
+        f"params.yaml: study {study.slug!r} is to report on this run of {params.workload!r}, and its own data, of "
+        f"workload {study.workload!r}, is not prepared; {name}prepare that first "
+        f"(`dvc repro data/dvc.yaml:prepare_data@{study.workload}`)."
+    )
 
 
 def read_declaration(layout: Layout, slug: str) -> Study:

@@ -2,7 +2,7 @@
 
     an option of the optimizer -> optimizers.<name>.<option>
     steps                      -> workloads.<workload>.settings.steps
-    seed, workload             -> seed, workload
+    seed, workload             -> seed, workload; and study, where that of params.yaml is on another workload
 
 Batch size and examples follow the number of steps by themselves where the workload declares them by run length. A key
 that params.yaml does not name takes a `+`, as DVC's overrides want it. What the line would make of params.yaml is
@@ -26,7 +26,7 @@ from muonlab.pipeline.doors import dvc_environment, mend_rwlock
 from muonlab.pipeline.layout import Layout
 from muonlab.pipeline.price import by_run_length, size_text
 from muonlab.pipeline.ranks import ON_PROCESSOR, RANKS, check_ranks
-from muonlab.pipeline.resolve import load_params, resolve_settings, unknown_optimizer
+from muonlab.pipeline.resolve import load_params, load_study, resolve_settings, studies_on, unknown_optimizer
 from muonlab.registry.errors import unknown_name
 from muonlab.registry.settings import Params
 from muonlab.registry.yamlfile import read_yaml
@@ -58,6 +58,7 @@ def overrides(
     wanted: dict[str, Value] = {"optimizer": arm, "seed": seed}
     if workload is not None:
         wanted["workload"] = workload
+        wanted |= _study_on(layout, params, workload)
     wanted |= {f"optimizers.{arm}.{key}": value for key, value in options.items()}
     if steps is not None:
         settings, at = params.workloads[name].settings, f"workloads.{name}.settings"
@@ -72,6 +73,14 @@ def overrides(
             wanted[f"{at}.hessian_steps"] = [step for step in settings.hessian_steps if step <= steps]
     _made(layout, wanted)
     return wanted
+
+
+def _study_on(layout: Layout, params: Params, workload: str) -> dict[str, Value]:
+    """The study that is to report on the run, where that of params.yaml is on another workload and one is on this."""
+    if load_study(layout, params.study).workload == workload:
+        return {}
+    fitting = studies_on(layout, workload)
+    return {"study": fitting[0]} if fitting else {}
 
 
 def size_by_run_length(layout: Layout, wanted: dict[str, Value]) -> str | None:

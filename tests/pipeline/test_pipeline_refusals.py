@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import STUDY, Repository, make_repository
+from conftest import STUDY, TOY_PARAMS, Repository, make_repository
 
 Change = Callable[[Any], None]
 
@@ -114,6 +116,23 @@ def test_dvc_exp_run_refuses_with_the_same_sentence(repository: Repository, over
         # DVC leaves an index entry that hides an edit of the same size: git must be made to write the file anew.
         (repository.root / "params.yaml").unlink()
         repository.git("checkout", "-q", "HEAD", "params.yaml")
+
+
+@pytest.mark.slow
+def test_a_run_that_no_study_could_report_on_is_refused_before_it_is_trained(tmp_path: Path) -> None:
+    """Another workload than that of the study in params.yaml, in a clone that never prepared the study's data."""
+    params = copy.deepcopy(TOY_PARAMS)
+    params["workloads"]["other"] = copy.deepcopy(params["workloads"]["toy"])
+    repository = make_repository(tmp_path / "repository", params=params)
+    done = repository.dvc("exp", "run", "-S", "workload=other", check=False)
+    assert done.returncode != 0
+    said = " ".join((done.stdout + done.stderr).split())
+    assert "study '001-toy' is to report on this run of 'other', and its own data, of workload 'toy', is not" in said
+    assert "prepare that first (`dvc repro data/dvc.yaml:prepare_data@toy`)" in said
+    assert not repository.attempts()
+    repository.dvc("repro", "data/dvc.yaml:prepare_data@toy")
+    repository.dvc("exp", "run")
+    assert len(repository.attempts()) == 1
 
 
 def test_the_stage_itself_refuses_a_wrong_command_line(repository: Repository) -> None:

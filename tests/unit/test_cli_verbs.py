@@ -17,6 +17,7 @@ from muonlab.registry.cell import OptimizerSpec
 from muonlab.registry.settings import Params
 
 PROJECT = Path(__file__).parents[2]
+STUDIES = ("001-nolah-vs-muon-tiny", "002-nolah-parts-tiny", "003-hypotheses-tiny", "004-hypotheses-smollm2")
 
 
 @pytest.fixture(autouse=True)
@@ -29,6 +30,9 @@ def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 def folder(tmp_path: Path) -> Path:
     for name in ("params.yaml", "dvc.yaml"):
         shutil.copyfile(PROJECT / name, tmp_path / name)
+    for study in STUDIES:
+        (tmp_path / "experiments" / study).mkdir(parents=True)
+        shutil.copyfile(PROJECT / "experiments" / study / "study.yaml", tmp_path / "experiments" / study / "study.yaml")
     return tmp_path
 
 
@@ -125,6 +129,21 @@ def test_the_line_of_several_processes_says_so_in_the_environment_and_makes_the_
     alone, four = verb(folder, "pretrain --seed 7"), verb(folder, "pretrain --seed 7 --ngpus 4 --gloo")
     assert four.exit_code == 0, four.output
     assert four.stdout == f"MUONLAB_RANKS=4 CUDA_VISIBLE_DEVICES='' {alone.stdout}"
+
+
+@pytest.mark.parametrize(
+    ("workload", "study"),
+    [
+        ("tiny", "001-nolah-vs-muon-tiny"),
+        ("smollm2-135m", "004-hypotheses-smollm2"),
+        ("tiny-diagnosed", "002-nolah-parts-tiny"),
+        ("granite-1b", "001-nolah-vs-muon-tiny"),
+    ],
+)
+def test_a_run_is_reported_by_a_study_on_its_workload_where_there_is_one(
+    workload: str, study: str, folder: Path
+) -> None:
+    assert after(folder, f"baseline --workload {workload}").study == study
 
 
 def test_values_left_by_an_earlier_run_are_named(folder: Path) -> None:
