@@ -181,7 +181,7 @@ def study_run(
     from muonlab.pipeline.progress import PoolWatcher
     from muonlab.pipeline.resolve import load_study
     from muonlab.pipeline.studies import StudyRun, run_answer, tuning_answer
-    from muonlab.pipeline.study_run import RunOutcome, begin, run_study
+    from muonlab.pipeline.study_run import RunOutcome, begin, only_driver, run_study
     from muonlab.pipeline.tuning import run_tuning
     from muonlab.pipeline.until_decided import decided_answer, once, refuse_undecidable, run_until_decided
 
@@ -206,9 +206,13 @@ def study_run(
     def watch(steps: int, cells: int) -> Any:
         return PoolWatcher(slug, steps, cells)
 
-    place = place_of(layout, declared, on=on, jobs=jobs, address=address, gpus_per_cell=gpus_per_cell, say=note)
     try:
-        with closing(place):
+        with (
+            only_driver(layout, slug),
+            closing(
+                place_of(layout, declared, on=on, jobs=jobs, address=address, gpus_per_cell=gpus_per_cell, say=note)
+            ) as place,
+        ):
             if declared.provenance == "run":
                 begin(layout, slug, override=override)
             if declared.kind == "tuning":

@@ -67,6 +67,10 @@ class Purpose:
         return wall_seconds / 3600 * self.device_count * self.price_usd_per_gpu_hour
 
 
+class CellHeldError(UsageError):
+    """Another process trains the cell at the moment."""
+
+
 class CellScratch:
     """The scratch folder of one cell."""
 
@@ -80,13 +84,13 @@ class CellScratch:
 
     @contextmanager
     def locked(self, name: str) -> Iterator[None]:
-        """Hold the cell; raises UsageError when another process trains it."""
+        """Hold the cell; raises CellHeldError when another process trains it."""
         self.folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(self.folder / "lock")
         try:
             lock.acquire(timeout=SWEEP_S)
         except Timeout:
-            raise UsageError(
+            raise CellHeldError(
                 f"cell {name} ({self.digest[:12]}): another process is training it; wait for it, or stop that process."
             ) from None
         try:
@@ -208,14 +212,17 @@ def train_cell(
 
     `number`: of the attempt, where others are made elsewhere; by default it follows those in this scratch folder.
     On success the cell's bundle is complete. `on_progress` is told the attempt's folder about once a second.
-    Raises CellsFailedError, after the record is written, when the attempt fails; a divergence is a result, not
-    a failure. Raises UsageError when another process holds the cell.
+    A bundle that another process has completed in the meantime is taken instead. Raises CellsFailedError, after the
+    record is written, when the attempt fails; a divergence is a result, not a failure. Raises CellHeldError when
+    another process holds the cell.
     """
     from muonlab.training.loop import train, write_curve_csv
 
     scratch = CellScratch(layout, cell.digest)
     with scratch.locked(cell.key):
         scratch.sweep()
+        if (finished := scratch.finished()) is not None:
+            return finished
         if number is None:
             number = scratch.next_number()
         folder = scratch.folder / "attempts" / str(number)

@@ -33,8 +33,6 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from filelock import FileLock, Timeout
-
 from muonlab.pipeline import cluster_node
 from muonlab.pipeline.attempts import AttemptProgress, CellScratch, Purpose
 from muonlab.pipeline.fences import Fence, Seen, fences_of, promote, record_lost, reserve
@@ -91,10 +89,7 @@ class Cluster:
             raise UsageError(
                 f"--on ray: {dirt.partition(';')[0]}; nodes train the commit that is checked out: commit first."
             )
-        self._lock = FileLock(layout.scratch / f"on-ray-{study.slug}.lock")
-        self._be_the_only_driver()
         self._held = contextlib.ExitStack()
-        self._held.callback(self._lock.release)
         # Ray tells of a dead node in twenty lines on standard output, which is for the answer; `say` tells it in one.
         self._held.enter_context(contextlib.redirect_stdout(io.StringIO()))
         try:
@@ -121,16 +116,6 @@ class Cluster:
         except BaseException:
             self.close()
             raise
-
-    def _be_the_only_driver(self) -> None:
-        self.layout.scratch.mkdir(parents=True, exist_ok=True)
-        try:
-            self._lock.acquire(timeout=0)
-        except Timeout:
-            raise UsageError(
-                f"--on ray: another `muon study run {self.study.slug} --on ray` runs in this checkout; wait for it, or "
-                "stop it: what it trains goes on for the next one."
-            ) from None
 
     # What runs where
 

@@ -30,6 +30,9 @@ from muonlab.registry.errors import OverBudgetError
 LARGEST_NUMBER_OF_TRIES = 3
 """Tries of a cell whose worker dies without a word; a failure that was recorded is not tried again."""
 
+HELD_S = 2.0
+"""Until a cell that another process trains is asked for again; what that one has made by then is taken over."""
+
 
 @dataclass(frozen=True)
 class Job:
@@ -60,6 +63,8 @@ class PoolState:
     done: list[str] = field(default_factory=list)
     diverged: list[str] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)
+    held: dict[str, float] = field(default_factory=dict)
+    """Waiting cell that another process trains -> when it is asked for again, by the monotonic clock."""
     nodes: dict[str, str] = field(default_factory=dict)
     """Running cell -> the node that trains it; none on this machine."""
     cost_usd: float = 0.0
@@ -86,8 +91,9 @@ class Worker(Protocol):
         """Begin to train."""
 
     def poll(self) -> dict[str, Any] | None:
-        """How the job ended, once it has: `status` (`completed`, `diverged`, `failed` with its `error`, or `died`) and
-        `seconds`. One that died is of no further use; its job may be given to another."""
+        """How the job ended, once it has: `status` (`completed`, `diverged`, `failed` with its `error`, `held` by
+        another process, or `died`) and `seconds`. One that died is of no further use; its job may be given to another.
+        """
 
     def progress(self) -> AttemptProgress | None:
         """Where the job stands."""
@@ -150,9 +156,7 @@ def train_all(
         while state.waiting or any(worker.job for worker in crew):
             crew += place.recruit(crew, len(state.waiting) + sum(worker.job is not None for worker in crew))
             for worker in list(crew):
-                if worker.job is None and state.waiting:
-                    worker.give(state.waiting.pop(0))
-                elif worker.job is not None and (ending := worker.poll()) is not None:
+                if worker.job is not None and (ending := worker.poll()) is not None:
                     job = worker.job
                     state.cost_usd += job.purpose.cost_usd(float(ending.get("seconds", 0.0)))
                     if ending["status"] == "died":
@@ -164,8 +168,10 @@ def train_all(
                         else:
                             state.failed[job.name] = f"its process died {LARGEST_NUMBER_OF_TRIES} times"
                     else:
-                        _note_ending(state, job.name, ending)
+                        _note_ending(state, job, ending)
                         worker.job = None
+                if worker.job is None and (ready := _ready(state)) is not None:
+                    worker.give(ready)
             state.running = {w.job.name: w.progress() for w in crew if w.job}
             state.nodes = {w.job.name: w.node for w in crew if w.job and w.node}
             state.running_cost_usd = sum(w.job.purpose.cost_usd(w.unrecorded_seconds()) for w in crew if w.job)
@@ -179,6 +185,8 @@ def train_all(
                     state,
                 )
             place.wait(crew)
+            if state.held and not any(worker.job for worker in crew):
+                time.sleep(HELD_S / 4)  # nobody here has news
     finally:
         for worker in crew:
             worker.ask_to_stop()
@@ -187,13 +195,26 @@ def train_all(
     return state
 
 
-def _note_ending(state: PoolState, name: str, ending: dict[str, Any]) -> None:
+def _note_ending(state: PoolState, job: Job, ending: dict[str, Any]) -> None:
     if ending["status"] == "completed":
-        state.done.append(name)
+        state.done.append(job.name)
     elif ending["status"] == "diverged":
-        state.diverged.append(name)
+        state.diverged.append(job.name)
+    elif ending["status"] == "held":
+        state.waiting.append(job)
+        state.held[job.name] = time.monotonic() + HELD_S
     else:
-        state.failed[name] = str(ending.get("error", "no reason was given"))
+        state.failed[job.name] = str(ending.get("error", "no reason was given"))
+
+
+def _ready(state: PoolState) -> Job | None:
+    """Take the first waiting job that no other process was just seen to hold."""
+    now = time.monotonic()
+    for place, job in enumerate(state.waiting):
+        if state.held.get(job.name, now) <= now:
+            state.held.pop(job.name, None)
+            return state.waiting.pop(place)
+    return None
 
 
 class ThisMachine:

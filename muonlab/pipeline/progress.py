@@ -72,9 +72,10 @@ class PoolWatcher:
         troubled = "".join(
             f", {len(some)} {word}" for some, word in ((state.diverged, "diverged"), (state.failed, "failed")) if some
         )
+        held = f" ({len(state.held)} trained by another process)" if state.held else ""
         return (
             f"{len(state.done)}/{self.cells} done{troubled}, {len(state.running)} running, {len(state.waiting)} left"
-            f" | ETA {duration(eta) if eta is not None else '-'} | ${state.cost_usd + state.running_cost_usd:.2f}"
+            f"{held} | ETA {duration(eta) if eta is not None else '-'} | ${state.cost_usd + state.running_cost_usd:.2f}"
         )
 
     def _table(self, state: PoolState) -> Group:

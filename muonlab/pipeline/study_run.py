@@ -13,8 +13,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import NamedTuple
+
+from filelock import FileLock, Timeout
 
 from muonlab.pipeline import doors, parts
 from muonlab.pipeline.attempts import CellScratch, Purpose
@@ -92,6 +95,24 @@ def say_dirt(layout: Layout, say: Callable[[str], None]) -> None:
     """Say what of code and declarations is not as committed, and what the records will hold of it."""
     if (text := dirty_text(difference(layout.root))) is not None:
         say(f"muon: {text}")
+
+
+@contextmanager
+def only_driver(layout: Layout, slug: str) -> Iterator[None]:
+    """Run a study alone in this checkout. Raises UsageError where another process does; a killed one is none."""
+    layout.scratch.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(layout.scratch / f"run-{slug}.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise UsageError(
+            f"experiments/{slug}: another `muon study run` of it is at work in this checkout; follow it with "
+            f"`muon study status {slug}` or `muon logs --follow`, or stop it: what it has trained is kept."
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def begin(layout: Layout, slug: str, *, override: bool) -> None:

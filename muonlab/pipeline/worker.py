@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 from types import FrameType
 
-from muonlab.pipeline.attempts import CellScratch, Purpose, train_cell
+from muonlab.pipeline.attempts import CellHeldError, CellScratch, Purpose, train_cell
 from muonlab.pipeline.cells import follow
 from muonlab.pipeline.evaluations import evaluate_now
 from muonlab.pipeline.fingerprint import code_fingerprint
@@ -68,6 +68,8 @@ def _train(layout: Layout, cell: Cell, purpose: Purpose, number: int | None) -> 
                 warn=lambda text: print(f"{cell.key}: {text}", file=sys.stderr, flush=True),
             )
             evaluate_now(layout, scratch.bundle, cell.settings, record, data_dir)
+    except CellHeldError as error:
+        return {"status": "held", "error": str(error), "seconds": 0.0}
     except MuonlabError as error:
         records = scratch.records()
         return {

@@ -76,6 +76,7 @@ def main() -> int:
     print(f"chaos: {options.kills} kills, seed {options.seed}, {options.arms} arms x {options.seeds} seeds of "
           f"{options.steps} steps; {os.cpu_count()} cores, {sys.platform}")  # fmt: skip
     folder = Path(tempfile.mkdtemp(prefix="muonlab-chaos-"))
+    problems = ["it did not come to its end"]
     try:
         calm, hit = (replace(clone, tracking=options.tracking) for clone in make_clones(folder, options))
         began = time.monotonic()
@@ -95,7 +96,7 @@ def main() -> int:
             problems += tracking_problems(hit)
         print_summary(calm, hit, storm)
     finally:
-        if options.keep:
+        if options.keep or problems:
             print(f"kept: {folder}")
         else:
             shutil.rmtree(folder, ignore_errors=True)
@@ -118,7 +119,7 @@ def _options() -> argparse.Namespace:
         "--minutes", type=float, default=math.inf, help="no kill later than so long after the first start"
     )
     parser.add_argument("--tracking", action="store_true", help="with MLflow, whose store is then checked too")
-    parser.add_argument("--keep", action="store_true", help="leave the two clones where they are")
+    parser.add_argument("--keep", action="store_true", help="leave the two clones where they are, also when all holds")
     return parser.parse_args()
 
 
@@ -367,9 +368,8 @@ def compare(calm: Repository, hit: Repository, storm: Storm, last: subprocess.Co
     left = [command_of(process) for process in processes_in(hit.root)]
     if left:
         yield f"at the end there still ran {left}"
-    verdicts = [repository.read(f"reports/{STUDY}/verdict.json") for repository in (calm, hit)]
     for key in ("complete", "amended", "verdicts"):
-        ours, theirs = (unpriced(verdict[key]) for verdict in verdicts)
+        ours, theirs = (unpriced(verdict_of(repository).get(key)) for repository in (calm, hit))
         if ours != theirs:
             yield f"verdict.json: {key} is {theirs}, undisturbed {ours}"
     if (ours := weights_of(calm)) != (theirs := weights_of(hit)):
@@ -404,6 +404,13 @@ def repeated(repository: Repository) -> set[str]:
     """Attempts that ended with the outcome that their cell had already: the ledger keeps the first."""
     held = {(row["cell_digest"], row["val_loss"]) for row in repository.ledger() if row["status"] == "completed"}
     return {row["attempt_id"] for row in repository.attempts() if (row["cell_digest"], row["val_loss"]) in held}
+
+
+def verdict_of(repository: Repository) -> dict[str, Any]:
+    """Its verdict.json; empty where there is none."""
+    path = f"reports/{STUDY}/verdict.json"
+    found: dict[str, Any] = repository.read(path) if (repository.root / path).exists() else {}
+    return found
 
 
 def unpriced(verdicts: Any) -> Any:
@@ -458,9 +465,10 @@ def print_summary(calm: Repository, hit: Repository, storm: Storm) -> None:
     print(f"{'':<34}{'undisturbed':>15}{'disturbed':>15}")
     for name, of in COUNTS.items():
         print(f"{name:<34}{of(calm_rows):>15}{of(hit_rows):>15}")
-    verdicts = [repository.read(f"reports/{STUDY}/verdict.json")["verdicts"] for repository in (calm, hit)]
+    verdicts = [verdict_of(repository).get("verdicts", {}) for repository in (calm, hit)]
     for arm in verdicts[0]:
-        print(f"{'verdict on ' + arm:<34}{verdicts[0][arm]['verdict']:>15}{verdicts[1][arm]['verdict']:>15}")
+        ours, theirs = (found.get(arm, {}).get("verdict", "none") for found in verdicts)
+        print(f"{'verdict on ' + arm:<34}{ours:>15}{theirs:>15}")
 
 
 def _seconds(rows: list[dict[str, Any]]) -> int:

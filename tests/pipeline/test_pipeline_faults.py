@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -129,6 +130,60 @@ def test_two_processes_on_one_cell(make: Maker, tmp_path: Path) -> None:
         first.kill()
     assert second.returncode == 2
     assert "another process is training it" in second.stderr
+
+
+@pytest.fixture
+def held(make: Maker, tmp_path: Path) -> Iterator[tuple[Repository, subprocess.Popen[bytes]]]:
+    """A repository in which another process, stopped after some steps, holds the cell muon-0 of the study."""
+    repository = make(tmp_path / "repository", params=longer(150))
+    repository.dvc("repro", "fingerprint", "data/dvc.yaml:prepare_data@toy")
+    command = [sys.executable, "-m", "stages.train", "toy", "muon", "0"]
+    folder = repository.root / "runs/exp/current"
+    with subprocess.Popen(command, cwd=folder, env=repository.environment(), stdout=subprocess.DEVNULL) as other:
+        try:
+            wait_until(lambda: some_step_done(repository))
+            other.send_signal(signal.SIGSTOP)
+            assert other.poll() is None
+            yield repository, other
+        finally:
+            other.kill()
+
+
+def test_a_study_waits_for_a_cell_that_another_process_trains_and_takes_it_over(
+    held: tuple[Repository, subprocess.Popen[bytes]], undisturbed: Repository
+) -> None:
+    repository, other = held
+    with subprocess.Popen(
+        [sys.executable, "-m", "muonlab.cli", "study", "run"],
+        cwd=repository.root, env=repository.environment(), stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
+    ) as driver:  # fmt: skip
+        assert driver.stderr is not None
+        said = []
+        for line in driver.stderr:
+            said.append(line)
+            if "1 left (1 trained by another process)" in line:
+                other.send_signal(signal.SIGCONT)
+                break
+        said += driver.stderr.readlines()
+        driver.wait()
+    assert other.wait() == 0
+    assert driver.returncode == 0, said
+    assert weights(repository) == weights(undisturbed)
+    assert len(repository.attempts()) == 4
+
+
+def test_a_second_driver_of_a_study_is_refused(held: tuple[Repository, subprocess.Popen[bytes]]) -> None:
+    repository, _ = held
+    command = [sys.executable, "-m", "muonlab.cli", "study", "run"]
+    with subprocess.Popen(
+        command, cwd=repository.root, env=repository.environment(), stderr=subprocess.PIPE, text=True
+    ) as driver:
+        assert driver.stderr is not None
+        driver.stderr.readline()  # it is at work
+        second = repository.muon("study", "run", check=False)
+        driver.kill()
+    assert second.returncode == 2
+    assert f"experiments/{STUDY}: another `muon study run` of it is at work in this checkout" in second.stderr
 
 
 def test_a_diverged_run_is_a_result_and_is_counted(make: Maker, tmp_path: Path) -> None:
