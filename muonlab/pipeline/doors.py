@@ -11,6 +11,7 @@ import importlib.resources
 import json
 import logging
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -137,8 +138,33 @@ def mend_rwlock(layout: Layout) -> None:
     with make_lock(str(path.with_name("rwlock.lock")), tmp_dir=str(path.parent), hardlink_lock=hardlink):
         if not _is_whole(path):
             path.unlink()
-            print("muon: .dvc/tmp/rwlock was cut short when a dvc was killed; it is removed, and dvc makes it anew.",
-                  file=sys.stderr, flush=True)  # fmt: skip
+            _say_mended(layout.root, path)
+
+
+def _mend_lock_files(repo: Any, root: Path) -> None:
+    """Take back from git, or remove, each dvc.lock that a dvc has left empty or half written when it was killed.
+
+    DVC writes it in place. What it knew is in DVC's run cache, from which the stages are restored. A conflict that a
+    merge has left in one is for its reader to settle. The caller holds DVC's lock.
+    """
+    from dvc.dvcfile import Lockfile
+    from dvc.utils.strictyaml import YAMLSyntaxError, YAMLValidationError
+
+    for path in (root / "dvc.lock", root / "data" / "dvc.lock", *root.glob("experiments/*/dvc.lock")):
+        try:
+            Lockfile(repo, str(path)).load()
+        except (YAMLSyntaxError, YAMLValidationError):
+            if re.search(rb"^<<<<<<< ", path.read_bytes(), re.MULTILINE):
+                continue
+            os.replace(path, root / ".dvc" / "tmp" / f"{path.parent.name}-dvc.lock")
+            subprocess.run(["git", "checkout", "-q", "--", str(path)], cwd=root, capture_output=True, check=False)
+            _say_mended(root, path)
+
+
+def _say_mended(root: Path, path: Path) -> None:
+    how = "taken back from git" if path.exists() else "removed, and dvc makes it anew"
+    print(f"muon: {path.relative_to(root)} was cut short when a dvc was killed; it is {how}.",
+          file=sys.stderr, flush=True)  # fmt: skip
 
 
 def _is_whole(path: Path) -> bool:
@@ -149,20 +175,6 @@ def _is_whole(path: Path) -> bool:
     except ValueError:
         return False
     return True
-
-
-def _mend_lock_files(root: Path) -> None:
-    """Take back from git, or remove, a dvc.lock that is empty, as a dvc leaves it that is killed while it writes it.
-
-    What it knew is in DVC's run cache, from which the stages are restored. The caller holds DVC's lock.
-    """
-    for path in (root / "dvc.lock", root / "data" / "dvc.lock", *root.glob("experiments/*/dvc.lock")):
-        if path.exists() and path.stat().st_size == 0:
-            path.unlink()
-            subprocess.run(["git", "checkout", "-q", "--", str(path)], cwd=root, capture_output=True, check=False)
-            what = "taken back from git" if path.exists() else "removed, and dvc makes it anew"
-            print(f"muon: {path.relative_to(root)} was empty, since a dvc was killed while it wrote it; it is {what}.",
-                  file=sys.stderr, flush=True)  # fmt: skip
 
 
 def cache_folder(layout: Layout) -> Path:
@@ -256,18 +268,11 @@ def _repository(layout: Layout) -> Iterator[Any]:
     try:
         # DVC takes relative paths for paths from the working folder.
         with contextlib.chdir(layout.root), Repo(str(layout.root)) as repo, repo.lock:
-            _mend_lock_files(layout.root)
+            _mend_lock_files(repo, layout.root)
             yield repo
     except (AttributeError, TypeError) as error:
         raise UsageError(
             f"dvc: its Python API is not the one that was tested ({error}); install the version in constraints.txt."
         ) from error
     except DvcException as error:
-        said = " ".join(str(error).split())
-        if "dvc.lock' validation failed" in said:
-            # DVC writes it in place.
-            said += (
-                "; a dvc was killed while it wrote the file: take it back from git (`git checkout -- FILE`), or remove "
-                "it where git has none, and run again; what was trained is in DVC's cache."
-            )
-        raise UsageError(f"dvc: {said}") from error
+        raise UsageError(f"dvc: {' '.join(str(error).split())}") from error

@@ -188,20 +188,30 @@ def test_a_dvc_that_was_killed_while_it_noted_its_locks_stops_no_further_one(
 
 
 @pytest.mark.parametrize("committed", [False, True])
+@pytest.mark.parametrize("left", ["", "schema: '2.0'\nstages:\n  eval", "schema: '2.0'\nstages:\n  evaluate:\n"])
 def test_a_dvc_that_was_killed_while_it_wrote_a_lock_file_costs_no_training(
-    repository: Repository, committed: bool
+    repository: Repository, committed: bool, left: str
 ) -> None:
     """`make chaos` met it, too: the file is truncated, and then written."""
     path = f"experiments/{STUDY}/dvc.lock"
     if not committed:  # as `muon commit` has done
         repository.git("rm", "-q", "--cached", path)
         repository.git("commit", "-qm", "not yet")
-    (repository.root / path).write_bytes(b"")
+    (repository.root / path).write_text(left)
     done = repository.muon("study", "run")
     how = "taken back from git" if committed else "removed, and dvc makes it anew"
-    assert f"{path} was empty, since a dvc was killed while it wrote it; it is {how}." in done.stderr
+    assert f"{path} was cut short when a dvc was killed; it is {how}." in done.stderr
     assert "nothing to train: all 4 cells are in place" in done.stderr
-    assert "was empty" not in repository.muon("study", "run").stderr
+    assert "cut short" not in repository.muon("study", "run").stderr
+
+
+def test_a_conflict_that_a_merge_has_left_in_a_lock_file_is_not_taken_away(repository: Repository) -> None:
+    path = repository.root / f"experiments/{STUDY}/dvc.lock"
+    path.write_text(conflict := f"<<<<<<< HEAD\n{path.read_text()}=======\nschema: '2.0'\n>>>>>>> theirs\n")
+    done = repository.muon("study", "run", check=False)
+    assert done.returncode == 2
+    assert "dvc.lock" in done.stderr
+    assert path.read_text() == conflict
 
 
 def test_a_dvc_that_runs_beside_is_named_in_a_sentence(repository: Repository) -> None:
