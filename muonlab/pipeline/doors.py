@@ -141,16 +141,18 @@ def mend_rwlock(layout: Layout) -> None:
             _say_mended(layout.root, path)
 
 
-def _mend_lock_files(repo: Any, root: Path) -> None:
+def _mend_lock_files(repo: Any, layout: Layout) -> None:
     """Take back from git, or remove, each dvc.lock that a dvc has left empty or half written when it was killed.
 
     DVC writes it in place. What it knew is in DVC's run cache, from which the stages are restored. A conflict that a
-    merge has left in one is for its reader to settle. The caller holds DVC's lock.
+    merge has left in one is for its reader to settle. Files that .dvcignore hides DVC does not read. The caller holds
+    DVC's lock.
     """
     from dvc.dvcfile import Lockfile
     from dvc.utils.strictyaml import YAMLSyntaxError, YAMLValidationError
 
-    for path in (root / "dvc.lock", root / "data" / "dvc.lock", *root.glob("experiments/*/dvc.lock")):
+    root, seen = layout.root, [layout.study(slug) for slug in open_studies(layout)]
+    for path in (folder / "dvc.lock" for folder in (root, root / "data", *seen)):
         try:
             Lockfile(repo, str(path)).load()
         except (YAMLSyntaxError, YAMLValidationError):
@@ -268,7 +270,7 @@ def _repository(layout: Layout) -> Iterator[Any]:
     try:
         # DVC takes relative paths for paths from the working folder.
         with contextlib.chdir(layout.root), Repo(str(layout.root)) as repo, repo.lock:
-            _mend_lock_files(repo, layout.root)
+            _mend_lock_files(repo, layout)
             yield repo
     except (AttributeError, TypeError) as error:
         raise UsageError(

@@ -187,10 +187,13 @@ def test_a_dvc_that_was_killed_while_it_noted_its_locks_stops_no_further_one(
     assert "cut short" not in repository.muon("study", "run").stderr
 
 
-@pytest.mark.parametrize("committed", [False, True])
-@pytest.mark.parametrize("left", ["", "schema: '2.0'\nstages:\n  eval", "schema: '2.0'\nstages:\n  evaluate:\n"])
+@pytest.mark.parametrize(
+    ("left", "committed"),
+    [("", False), ("schema: '2.0'\nstages:\n  eval", True), ("schema: '2.0'\nstages:\n  evaluate:\n", False)],
+    ids=["truncated", "half a line", "half a stage"],
+)
 def test_a_dvc_that_was_killed_while_it_wrote_a_lock_file_costs_no_training(
-    repository: Repository, committed: bool, left: str
+    repository: Repository, left: str, committed: bool
 ) -> None:
     """`make chaos` met it, too: the file is truncated, and then written."""
     path = f"experiments/{STUDY}/dvc.lock"
