@@ -207,7 +207,7 @@ def _jsonl(path: Path, where: str, field: str) -> Iterator[str]:
 
 
 def _text_of(line: bytes, at: str, field: str) -> str:
-    """The text of a line, by orjson where it can: what it takes, it takes as json does, in a fifth of the time."""
+    """The text of a line, by orjson where it can: what it takes, it takes as json does, and sooner."""
     try:
         row = orjson.loads(line)
     except ValueError:  # NaN, which json takes, or something that is to be said in json's words
