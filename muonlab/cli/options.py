@@ -26,10 +26,10 @@ class Finite(FloatParamType):
     """A number. click would take nan, which no bound holds back and no cost ever exceeds."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """The number; fails for nan and infinity."""
+        """The number; raises UsageError for nan and infinity."""
         number = super().convert(value, param, ctx)
         if not math.isfinite(number):
-            self.fail(f"found {value!r}; give a finite number.", param, ctx)
+            raise UsageError(f"{param.opts[0] if param else 'a number'}: found {value}; give a finite number.")
         return number
 
 

@@ -174,7 +174,7 @@ def study_run(
     there), from the commit that is checked out, and takes the results over here. A cell whose worker or node dies is
     tried again; killed, this command finds what still runs when it is started again. See docs/cluster.md.
     """
-    from contextlib import closing
+    from contextlib import ExitStack, closing
 
     from muonlab.pipeline.layout import Layout
     from muonlab.pipeline.parts import chosen_cells
@@ -207,14 +207,15 @@ def study_run(
         return PoolWatcher(slug, steps, cells)
 
     try:
-        with (
-            only_driver(layout, slug),
-            closing(
-                place_of(layout, declared, on=on, jobs=jobs, address=address, gpus_per_cell=gpus_per_cell, say=note)
-            ) as place,
-        ):
+        with ExitStack() as held:
+            place = held.enter_context(
+                closing(
+                    place_of(layout, declared, on=on, jobs=jobs, address=address, gpus_per_cell=gpus_per_cell, say=note)
+                )
+            )
             if declared.provenance == "run":
                 begin(layout, slug, override=override)
+                held.enter_context(only_driver(layout, slug))
             if declared.kind == "tuning":
                 code = run_tuning(layout, slug, place=place, watch=watch, say=note, max_cost_usd=max_cost)
             elif until_decided:

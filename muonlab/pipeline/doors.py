@@ -122,23 +122,64 @@ def dvc(layout: Layout, *arguments: str, show: Callable[[str], bool] = lambda li
         raise CellsFailedError(f"`dvc {' '.join(arguments)}` failed: {' '.join(words).removeprefix('muonlab: ')}")
 
 
-def mend_rwlock(layout: Layout) -> None:
-    """Remove DVC's note of who reads and writes what, where a kill has cut it short: no dvc would ever start again.
+CLOCKS_DIFFER_S = 60.0
+"""At most, between the start of a process, which is counted from that of the machine, and the time of a file."""
 
-    DVC truncates the file before it writes it, under a lock of its own, and refuses what is no JSON. The next one
-    makes it anew.
+
+def mend_rwlock(layout: Layout) -> None:
+    """Mend DVC's note of who reads and writes what, where a kill has left one that no dvc gets past.
+
+    DVC truncates the file before it writes it, under a lock of its own, and refuses what is no JSON; the next one makes
+    it anew. And it takes an entry for a living process' as long as there is one of its number: one that nobody has
+    waited for (the first process of many containers waits for none), or that got the number later.
     """
     path = layout.root / ".dvc" / "tmp" / "rwlock"
-    if _is_whole(path):
+    if _without_the_dead(path) is None:
         return
     from dvc.config import Config
-    from dvc.lock import make_lock
+    from dvc.lock import LockError, make_lock
 
     hardlink = Config(str(layout.root / ".dvc"))["core"].get("hardlink_lock", False)
-    with make_lock(str(path.with_name("rwlock.lock")), tmp_dir=str(path.parent), hardlink_lock=hardlink):
-        if not _is_whole(path):
+    guard = make_lock(str(path.with_name("rwlock.lock")), tmp_dir=str(path.parent), hardlink_lock=hardlink)
+    # Where another dvc holds the guard for long, the dvc that is called next says so.
+    with contextlib.suppress(LockError), guard:
+        if (living := _without_the_dead(path)) == {}:
             path.unlink()
             _say_mended(layout.root, path)
+        elif living is not None:
+            write_atomically(path, json.dumps(living), durable=False)
+
+
+def _without_the_dead(path: Path) -> dict[str, Any] | None:
+    """What the note says of processes that live; empty where it is cut short, None where nothing is to be mended."""
+    try:
+        noted, written_at = json.loads(path.read_bytes()), path.stat().st_mtime
+    except FileNotFoundError:
+        return None
+    except ValueError:
+        return {}
+    try:
+        reads, writes = noted.get("read", {}), noted.get("write", {})
+        readers = {at: [by for by in some if _lives(by, written_at)] for at, some in reads.items()}
+        living = {
+            "read": {at: some for at, some in readers.items() if some},
+            "write": {at: by for at, by in writes.items() if _lives(by, written_at)},
+        }
+    except (AttributeError, KeyError, TypeError):
+        return None  # of another form: no kill makes that, and dvc says what it thinks of it
+    return None if living == {"read": reads, "write": writes} else living
+
+
+def _lives(noted: dict[str, Any], written_at: float) -> bool:
+    """Whether the process that an entry names may be at work: no zombie, and none that began after the entry."""
+    import psutil
+
+    try:
+        process = psutil.Process(noted["pid"])
+        began_later = process.create_time() > written_at + CLOCKS_DIFFER_S
+        return process.status() != psutil.STATUS_ZOMBIE and not began_later
+    except psutil.NoSuchProcess:
+        return False
 
 
 def _mend_lock_files(repo: Any, layout: Layout) -> None:
@@ -167,16 +208,6 @@ def _say_mended(root: Path, path: Path) -> None:
     how = "taken back from git" if path.exists() else "removed, and dvc makes it anew"
     print(f"muon: {path.relative_to(root)} was cut short when a dvc was killed; it is {how}.",
           file=sys.stderr, flush=True)  # fmt: skip
-
-
-def _is_whole(path: Path) -> bool:
-    try:
-        json.loads(path.read_bytes())
-    except FileNotFoundError:
-        return True
-    except ValueError:
-        return False
-    return True
 
 
 def cache_folder(layout: Layout) -> Path:

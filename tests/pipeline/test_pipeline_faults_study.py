@@ -20,6 +20,9 @@ import psutil
 import pytest
 from conftest import STUDY, TOY_STUDY, Maker, Repository, make_repository
 
+from muonlab.pipeline.doors import mend_rwlock
+from muonlab.pipeline.layout import Layout
+
 pytestmark = pytest.mark.slow
 
 CANARY = "canary-91c7e0d4"
@@ -167,7 +170,7 @@ def test_with_its_driver_dvc_and_its_stage_die_too(tmp_path: Path) -> None:
     assert wait_for(lambda: not in_repository(repository.root), seconds=20), in_repository(repository.root)
     assert not (repository.root / "data/toy").exists()
     # DVC's lock was freed with its holder.
-    repository.dvc("repro", "data/dvc.yaml:prepare_data@toy")
+    repository.muon("study", "run")
 
 
 @pytest.mark.parametrize("left", [b"", b'{"write": {"data/to'], ids=["truncated", "half written"])
@@ -185,6 +188,37 @@ def test_a_dvc_that_was_killed_while_it_noted_its_locks_stops_no_further_one(
     assert "4 in place" in done.stderr, done.stderr
     repository.dvc("repro", "data/dvc.yaml:prepare_data@toy")
     assert "cut short" not in repository.muon("study", "run").stderr
+
+
+@pytest.mark.parametrize("blocker", ["zombie", "later"])
+def test_a_dvc_whose_number_is_still_there_or_another_process_has_by_now_stops_no_further_one(
+    repository: Repository, blocker: str
+) -> None:
+    """The first process of a container may wait for nobody; and after a restart numbers are given anew."""
+    command = ["true"] if blocker == "zombie" else ["sleep", "600"]
+    with subprocess.Popen(command) as process:
+        noted = {"pid": process.pid, "cmd": "dvc repro"}
+        path = repository.root / ".dvc" / "tmp" / "rwlock"
+        path.write_text(json.dumps({"write": {str(repository.root / "data/toy"): noted}, "read": {}}))
+        if blocker == "zombie":
+            assert wait_for(lambda: psutil.Process(process.pid).status() == psutil.STATUS_ZOMBIE, seconds=20)
+        else:
+            os.utime(path, (time.time() - 3600,) * 2)
+        refused = repository.dvc("repro", "data/dvc.yaml:prepare_data@toy", check=False)
+        assert "it is being blocked by" in refused.stderr, "DVC mends nothing"
+        if blocker == "later":
+            os.utime(path, (time.time() - 3600,) * 2)
+        done = repository.muon("study", "run")
+        assert "nothing to train: all 4 cells are in place" in done.stderr
+        process.kill()
+
+
+def test_a_dvc_that_is_at_work_keeps_what_it_has_noted(repository: Repository) -> None:
+    path = repository.root / ".dvc" / "tmp" / "rwlock"
+    noted = {"pid": os.getpid(), "cmd": "dvc repro"}
+    path.write_text(whole := json.dumps({"write": {str(repository.root / "data/toy"): noted}}))
+    mend_rwlock(Layout(root=repository.root, main=repository.root))
+    assert path.read_text() == whole
 
 
 @pytest.mark.parametrize(
