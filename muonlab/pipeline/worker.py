@@ -68,8 +68,8 @@ def _train(layout: Layout, cell: Cell, purpose: Purpose, number: int | None) -> 
                 warn=lambda text: print(f"{cell.key}: {text}", file=sys.stderr, flush=True),
             )
             evaluate_now(layout, scratch.bundle, cell.settings, record, data_dir)
-    except CellHeldError as error:
-        return {"status": "held", "error": str(error), "seconds": 0.0}
+    except CellHeldError:
+        return {"status": "held", "seconds": 0.0}
     except MuonlabError as error:
         records = scratch.records()
         return {

@@ -368,6 +368,8 @@ def compare(calm: Repository, hit: Repository, storm: Storm, last: subprocess.Co
     left = [command_of(process) for process in processes_in(hit.root)]
     if left:
         yield f"at the end there still ran {left}"
+    if not verdict_of(calm):
+        yield "the undisturbed study has no verdict to compare with"
     for key in ("complete", "amended", "verdicts"):
         ours, theirs = (unpriced(verdict_of(repository).get(key)) for repository in (calm, hit))
         if ours != theirs:
